@@ -1,0 +1,51 @@
+PYTHON ?= python3
+CUDA ?= 0
+ENV ?= InvertedDoublePendulum-v4
+STEPS ?= 30000
+SEEDS ?= 1
+OUT ?= runs/$(ENV)
+
+BIN := .venv/bin
+comma := ,
+EXTRAS := book,test$(if $(filter 1,$(CUDA)),$(comma)cuda)
+STAMP := .venv/installed-$(if $(filter 1,$(CUDA)),cuda,cpu)
+# Compiled programs are shared by the chapters, the tests and the book.
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.3
+
+.PHONY: install train test book notebooks export lint
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "som wants Python 3.11 or 3.12, found $$($(PYTHON) --version): set PYTHON=python3.11."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "Python cannot make a virtual environment: install the Debian package python3-venv."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]' -c constraints.txt
+	@touch $@
+
+train: install
+	$(BIN)/python -m som train --env $(ENV) --steps $(STEPS) --seeds $(SEEDS) --profile laptop --out $(OUT)
+
+test: lint
+	$(BIN)/python -m pytest --nbmake
+
+lint: install
+	$(BIN)/python tools/export.py --check
+	$(BIN)/python tools/notebooks.py --check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+book: install
+	rm -rf _build
+	$(BIN)/jupyter-book build . -W --keep-going
+	$(BIN)/python tools/browser.py _build/html
+
+export: install
+	$(BIN)/python tools/export.py
+
+notebooks: install
+	$(BIN)/python tools/notebooks.py

@@ -1,0 +1,10 @@
+"""SOM: score-based one-step MeanFlow policy optimisation.
+
+The package is exported from the chapters of the book; this file only gathers
+the names that people use first.
+"""
+
+from som.agent.som import AGENTS, make_agent
+from som.training.loop import Run, load, resume, train
+
+__all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]

@@ -1,0 +1,2 @@
+from som.training.command_line import main
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Exported by tools/export.py from book/agent: one module a chapter."""

@@ -1,0 +1,113 @@
+"""The distributional critic.
+
+Exported by tools/export.py from book/agent/critic.md; edit the chapter.
+"""
+
+__all__ = [
+    "Transition",
+    "Target",
+    "td_target",
+    "critic_loss",
+    "update_bound",
+    "polyak",
+]
+
+# %% Imports
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+# %% What the critic learns from
+class Transition(NamedTuple):
+    """One step of experience, or a batch of them.
+
+    observation [..., O], action [..., A] in [-1, 1], reward [...],
+    terminated [...] (1 where the episode truly ended, 0 at time limits),
+    next_observation [..., O].
+    """
+
+    observation: Float[Array, "... O"]
+    action: Float[Array, "... A"]
+    reward: Float[Array, "..."]
+    terminated: Float[Array, "..."]
+    next_observation: Float[Array, "... O"]
+
+
+# %% The target
+class Target(NamedTuple):
+    """Where one critic update aims: the mean and a sample of the return."""
+
+    mean: Float[Array, "B 1"]
+    sample: Float[Array, "B 2"]
+
+
+def td_target(
+    key,
+    reward: Float[Array, "B"],
+    discount: Float[Array, "B"],
+    next_mean: Float[Array, "B 2"],
+    next_std: Float[Array, "B 2"],
+) -> Target:
+    """Bellman target of the twin distributional critic.
+
+    The twin with the smaller mean speaks for both. The sample adds its
+    standard deviation times a normal number cut at three, drawn apart for
+    each twin.
+
+    Args:
+        key: random key.
+        reward: scaled reward, [B].
+        discount: gamma, or zero after a terminal step, [B].
+        next_mean, next_std: target critics at (s', a'), [B, 2].
+    """
+    pick = jnp.argmin(next_mean, -1, keepdims=True)
+    mean = jnp.take_along_axis(next_mean, pick, -1)
+    std = jnp.take_along_axis(next_std, pick, -1)
+    z = jnp.clip(jax.random.normal(key, next_mean.shape), -3, 3)
+    reward, discount = reward[:, None], discount[:, None]
+    return Target(reward + discount * mean, reward + discount * (mean + std * z))
+
+
+# %% The loss
+def critic_loss(
+    mean: Float[Array, "B 2"],
+    std: Float[Array, "B 2"],
+    target: Target,
+    bound: Float[Array, "2"],
+) -> Float[Array, ""]:
+    """Distributional critic loss of DACER (after DSAC-T), summed over twins.
+
+    Its gradient is that of a Gaussian log-likelihood with the sample kept
+    within 3 `bound` of the mean, and steps scaled by bound^2.
+
+    Args:
+        mean, std: online critics at (s, a), [B, 2].
+        target: from td_target.
+        bound: running mean of std per twin, [2].
+    """
+    sg = jax.lax.stop_gradient
+    gap = jnp.clip(target.sample - mean, -3 * bound, 3 * bound)
+    pull_mean = sg((target.mean - mean) / (std**2 + 0.1))
+    pull_std = sg((gap**2 - std**2) / (std**3 + 0.1))
+    gain = mean * pull_mean + std * pull_std
+    return -jnp.sum((bound**2 + 0.1) * jnp.mean(gain, 0))
+
+
+def update_bound(
+    bound: Float[Array, "2"],
+    std: Float[Array, "B 2"],
+    tau: float,
+    first: Bool[Array, ""],
+) -> Float[Array, "2"]:
+    """Running mean of the twins' std; the first batch starts it, [2]."""
+    batch = jax.lax.stop_gradient(jnp.mean(std, 0))
+    return jnp.where(first, batch, bound + tau * (batch - bound))
+
+
+# %% Targets that lag
+def polyak(target, online, tau: float):
+    """Move every leaf of target the fraction tau towards online."""
+    return jax.tree.map(lambda x, y: x + tau * (y - x), target, online)

@@ -1,0 +1,1 @@
+"""Exported by tools/export.py from book/training: one module a chapter."""

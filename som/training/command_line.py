@@ -1,0 +1,945 @@
+"""The command line.
+
+Exported by tools/export.py from book/training/command_line.md; edit the chapter.
+"""
+
+__all__ = [
+    "count",
+    "seed_list",
+    "override",
+    "ProgressLine",
+    "choose_renderer",
+    "film",
+    "medians",
+    "matmul_peak",
+    "update_times",
+    "action_times",
+    "physics_speeds",
+    "loop_speed",
+    "parser",
+    "main",
+]
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.error import Error as GymnasiumError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from som.agent.critic import Transition
+from som.agent.som import AGENTS, closest, flow_velocity, make_agent
+from som.training import environments, loop
+from som.training.records import (
+    bootstrap_ci,
+    curve_arrays,
+    iqm,
+    mean_ci,
+    plot_curves,
+    provenance,
+    read_record,
+    write_record,
+)
+
+
+# %% From words to values
+def count(text: str) -> int:
+    """Read a positive whole number; `5e6` is one.
+
+    Args:
+        text: what was typed.
+
+    Returns:
+        The number.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not (value >= 1 and value.is_integer()):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a positive whole number such as 20 or 5e6"
+        )
+    return int(value)
+
+
+def seed_list(text: str) -> tuple[int, ...]:
+    """Read seeds: `3` is 0, 1, 2 and `4,7` is those two.
+
+    Args:
+        text: a count, or a list with commas (one seed is `4,`).
+
+    Returns:
+        The seeds.
+
+    Raises:
+        argparse.ArgumentTypeError: not a count or list of distinct seeds.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if "," not in text:
+        return tuple(range(count(text)))
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of seeds such as 3 nor a list of "
+            "seeds such as 0,1,2"
+        )
+    seeds = tuple(int(part) for part in parts)
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
+    return seeds
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """The value as the type that the hint names, or a ValueError."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in options:
+            with contextlib.suppress(ValueError):
+                return _convert(value, option)
+    elif origin is typing.Literal and value in options:
+        return value
+    elif origin is tuple and isinstance(value, tuple | list):
+        if len(value) == len(options):
+            pairs = zip(value, options, strict=True)
+            return tuple(_convert(v, option) for v, option in pairs)
+    elif hint in (int, float) and type(value) in (int, float):
+        if hint is float or float(value).is_integer():
+            return hint(value)
+    elif hint in (bool, str, types.NoneType) and type(value) is hint:
+        return value
+    raise ValueError
+
+
+def override(text: str, *configs: Any) -> tuple[str, Any]:
+    """Read one `field=value` for one of some configurations.
+
+    Args:
+        text: what was typed.
+        *configs: dataclasses, one of which has the field.
+
+    Returns:
+        The field's name and its new value, of the field's type.
+
+    Raises:
+        ValueError: no such field, or a value of another type.
+    """
+    field, sign, given = (part.strip() for part in text.partition("="))
+    owners = {f.name: c for c in configs for f in dataclasses.fields(c)}
+    if not sign:
+        raise ValueError(f"{text!r} is not of the form field=value.")
+    config = owners[closest(field, owners, "setting")]
+    hint = typing.get_type_hints(type(config))[field]
+    try:
+        value = ast.literal_eval(given)
+    except (ValueError, SyntaxError):
+        value = given
+    try:
+        return field, _convert(value, hint)
+    except ValueError:
+        wanted = getattr(hint, "__name__", None) or str(hint)
+        if typing.get_args(hint):
+            wanted = str(hint).replace("typing.", "")
+        raise ValueError(
+            f"{field} is {given!r}; wanted is {wanted}, "
+            f"such as {getattr(config, field)!r}."
+        ) from None
+
+
+# %% Something to look at while it learns
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+class ProgressLine:
+    """A callback `progress(step, metrics)` that tells a person.
+
+    Args:
+        total: environment steps of the whole run.
+        console: where to write; a bar if it is a terminal, else lines.
+        every: least seconds between two lines.
+    """
+
+    def __init__(self, total: int, console: Console, every: float = 5.0):
+        self.total, self.console, self.every = total, console, every
+        self.result = ""
+        self._start: tuple[int, float] | None = None
+        self._last = -float("inf")
+        self._bar = Progress(
+            TextColumn("{task.completed:,.0f} of {task.total:,} steps"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, note="starting")
+
+    def __enter__(self) -> "ProgressLine":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, step: int, metrics: dict[str, Any]) -> None:
+        now = time.monotonic()
+        self._start = self._start or (step, now)
+        speed = (step - self._start[0]) / max(now - self._start[1], 1e-9)
+        if "evaluation/return" in metrics:
+            mean = float(np.mean(metrics["evaluation/return"]))
+            self.result = f"return {mean:,.1f}  "
+        note = f"{self.result}{speed:,.0f} steps/s"
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=step, note=note)
+        elif now - self._last >= self.every or step >= self.total:
+            self._last = now
+            left = (self.total - step) / speed if speed else 0.0
+            self.console.out(
+                f"{step:>11,} of {self.total:,} steps  {note}"
+                + (f"  {_clock(left)} left" if left else ""),
+                highlight=False,
+            )
+
+
+# %% Train, and go on training
+def _invocation() -> str:
+    """How `som` is called from the shell that we were called from."""
+    if shutil.which("som"):
+        return "som"
+    here = os.path.relpath(sys.executable)
+    return f"{min(here, sys.executable, key=len)} -m som"
+
+
+def _print_final(record: dict[str, Any]) -> None:
+    """The last evaluation, seed by seed."""
+    steps, returns = curve_arrays(record)
+    final = returns[:, -1]
+    number = len(record["curve"][-1]["returns"][0])
+    print(f"  return after {steps[-1]:,.0f} steps, {number} episodes each")
+    for seed, value in zip(record["seeds"], final, strict=True):
+        print(f"  seed {seed:<4} {value:10.1f}")
+    mean, low, high = mean_ci(final)
+    interval = f"   95 % interval [{low:.1f}, {high:.1f}]"
+    print(f"  mean      {mean:10.1f}{interval if len(final) > 1 else ''}")
+    if len(final) > 3:
+        bounds = "bootstrap [{:.1f}, {:.1f}]".format(*bootstrap_ci(final))
+        print(f"  IQM       {iqm(final):10.1f}   {bounds}")
+
+
+def _report(out: Path) -> None:
+    record = read_record(out / "record.json")
+    print(f"{record['algo']} on {record['env']}, {record['profile']} profile:")
+    _print_final(record)
+    print(f"learned in {_clock(record['wall_seconds'])}")
+    print(f"  curve   {out / 'learning_curve.png'}")
+    print(f"  policy  {out / 'policy.npz'}")
+    print(f"  record  {out / 'record.json'}")
+    print("watch it with")
+    print(f"  {_invocation()} render {out} --out {out / 'policy.mp4'}")
+
+
+def _settings(run: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of a run under its own name, as JSON would hold it."""
+    head = {k: run[k] for k in ("algo", "env", "steps", "profile", "seeds")}
+    kind: Any = AGENTS[run["algo"]]
+    agent = kind.profiles[run["profile"]]
+    agent = dataclasses.replace(agent, **run["agent"])
+    every = {**dataclasses.asdict(agent), **run["loop"], **head}
+    return json.loads(json.dumps(every))
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, Any]:
+    """The run that the words describe, in the form of a config.json."""
+    kind: Any = AGENTS[closest(args.algo, AGENTS, "algorithm")]
+    profile = closest(args.profile, kind.profiles, "profile")
+    configs = kind.profiles[profile], loop.LOOPS[profile]
+    given = dict(override(text, *configs) for text in args.overrides)
+    own = {f.name for f in dataclasses.fields(configs[1])}
+    schedule = {k: v for k, v in given.items() if k in own}
+    return {
+        "algo": args.algo,
+        "env": args.env,
+        "steps": args.steps,
+        "seeds": list(args.seeds),
+        "profile": profile,
+        "agent": {k: v for k, v in given.items() if k not in own},
+        "loop": dataclasses.asdict(
+            dataclasses.replace(configs[1], **schedule)
+        ),
+    }
+
+
+def _is_finished(out: Path) -> bool:
+    if not (out / "record.json").exists():
+        return False
+    record = read_record(out / "record.json")
+    curve = record["curve"]
+    return bool(curve) and curve[-1]["step"] >= record["steps"]
+
+
+def _check_same(out: Path, wanted: dict[str, Any]) -> None:
+    """Refuse a folder that holds a run with other settings."""
+    saved = _settings(read_record(out / "config.json"))
+    new = _settings(wanted)
+    differing = [
+        f"{name} is {saved.get(name)} there and {value} here"
+        for name, value in new.items()
+        if saved.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{out} holds another run ({'; '.join(differing[:3])}): choose "
+            f"another --out, or continue that run with "
+            f"`{_invocation()} resume {out}`."
+        )
+
+
+def _train(args: argparse.Namespace) -> None:
+    wanted = _wanted(args)
+    usual = (args.algo, args.profile) == ("som", "laptop")
+    name = args.env if usual else f"{args.env}-{args.algo}-{args.profile}"
+    out = Path(args.out or f"runs/{name}")
+    args.out = str(out)
+    if (out / "config.json").exists():
+        _check_same(out, wanted)
+        _resume(args)
+        return
+    with ProgressLine(args.steps, Console()) as progress:
+        loop.train(
+            args.algo, args.env, args.steps, args.seeds, args.profile,
+            out, progress, **wanted["agent"], **wanted["loop"],
+        )  # fmt: skip
+    _report(out)
+
+
+def _resume(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    if _is_finished(out):
+        print(f"the run in {out} is already finished.")
+    else:
+        steps = read_record(out / "config.json")["steps"]
+        print(f"continuing the unfinished run in {out}.")
+        with ProgressLine(steps, Console()) as progress:
+            loop.resume(out, progress)
+    _report(out)
+
+
+# %% How good is it?
+def _evaluate(args: argparse.Namespace) -> None:
+    policy = loop.load(args.path, args.index)
+    returns = np.asarray(
+        loop.evaluate(policy, policy.env_id, args.episodes, args.seed)
+    )
+    mean, low, high = mean_ci(returns)
+    print(f"{policy.algo} on {policy.env_id}, {len(returns)} episodes:")
+    print(f"  mean   {mean:10.1f}   95 % interval [{low:.1f}, {high:.1f}]")
+    print(f"  least  {returns.min():10.1f}   greatest {returns.max():.1f}")
+
+
+# %% A film
+_DRAW_NOTHING = """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco/>")
+with mujoco.Renderer(model, 16, 16) as renderer:
+    renderer.update_scene(mujoco.MjData(model))
+    renderer.render()
+"""
+
+
+def choose_renderer() -> None:
+    """Set MUJOCO_GL to a library that can draw without a screen.
+
+    A value that is set already is the only one tried.
+
+    Raises:
+        ValueError: none works; the sentence names the Debian packages.
+    """
+    given = os.environ.get("MUJOCO_GL")
+    screen = ["glfw"] if os.environ.get("DISPLAY") else []
+    if sys.platform != "linux":
+        return
+    for name in [given] if given else ["egl", "osmesa", *screen]:
+        child = subprocess.run(
+            [sys.executable, "-c", _DRAW_NOTHING],
+            env={**os.environ, "MUJOCO_GL": name},
+            capture_output=True,
+        )
+        if child.returncode == 0:
+            os.environ["MUJOCO_GL"] = name
+            return
+    raise ValueError(
+        "nothing here can draw"
+        + (f" with MUJOCO_GL={given}" if given else "")
+        + ": install the Debian packages libegl1 and libgl1-mesa-dri (EGL), "
+        "or libosmesa6 (OSMesa)."
+    )
+
+
+def _frames(
+    policy: Any, env: Any, episodes: int, seconds: float, returns: list[float]
+) -> Iterator[np.ndarray]:
+    """Pictures of the policy at work; appends each finished return."""
+    left = None
+    if not episodes:
+        left = max(1, round(seconds * env.metadata["render_fps"]))
+    observation, total = env.reset()[0], 0.0
+    while left is None or left > 0:
+        yield env.render()
+        left = None if left is None else left - 1
+        action = policy(np.asarray(observation, np.float32))
+        # The policy acts in the task's own units, as the inner task does.
+        observation, reward, ended, cut, _ = env.env.step(action)
+        total += float(reward)
+        if ended or cut:
+            returns.append(total)
+            if left is None and len(returns) == episodes:
+                return
+            observation, total = env.reset()[0], 0.0
+
+
+def film(
+    policy: Any,
+    path: str | Path,
+    seconds: float = 10.0,
+    episodes: int = 0,
+    width: int = 480,
+    height: int = 480,
+    seed: int = 0,
+) -> list[float]:
+    """Film a policy at the task's own speed.
+
+    Args:
+        policy: what `som.load` returns.
+        path: the film, ending in .mp4 or .gif.
+        seconds: length in the task's own time, if `episodes` is 0.
+        episodes: whole episodes to film, instead of seconds.
+        width: of the picture, in pixels, even.
+        height: of the picture, in pixels, even.
+        seed: of the first episode.
+
+    Returns:
+        The returns of the episodes that ended.
+
+    Raises:
+        ValueError: another ending, an odd size, or nothing can draw.
+    """
+    path = Path(path)
+    options: dict[str, Any] = {
+        ".mp4": {"macro_block_size": 2},
+        ".gif": {"loop": 0},
+    }
+    if path.suffix not in options:
+        raise ValueError(f"{path} must end in .mp4 or .gif.")
+    if width < 16 or height < 16 or width % 2 or height % 2:
+        raise ValueError(
+            f"the picture is {width} x {height} pixels; both must be even "
+            "and at least 16."
+        )
+    if not episodes and not 0 < seconds < float("inf"):
+        raise ValueError(f"a film of {seconds} seconds cannot be made.")
+    env = environments.render_env(policy.env_id, seed, width, height)
+    if isinstance(env.unwrapped, MujocoEnv):
+        choose_renderer()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    returns: list[float] = []
+    try:
+        fps = env.metadata["render_fps"]
+        options[".gif"]["duration"] = 1000 / fps
+        options[".mp4"]["fps"] = fps
+        writer: Any = imageio.get_writer(unfinished, **options[path.suffix])
+        with writer:
+            for frame in _frames(policy, env, episodes, seconds, returns):
+                writer.append_data(frame)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        env.close()
+    return returns
+
+
+def _render(args: argparse.Namespace) -> None:
+    policy = loop.load(args.path, args.index)
+    returns = film(
+        policy, args.out, args.seconds, args.episodes or 0,
+        args.width, args.height, args.seed,
+    )  # fmt: skip
+    print(f"{args.out}: {policy.algo} on {policy.env_id}")
+    if returns:
+        ended = ", ".join(f"{r:.1f}" for r in returns)
+        print(f"returns of the episodes that ended: {ended}")
+
+
+# %% Comparing runs
+def _record_of(path: str) -> dict[str, Any]:
+    return read_record(
+        Path(path) / "record.json" if Path(path).is_dir() else path
+    )
+
+
+def _plot(args: argparse.Namespace) -> None:
+    plot_curves([_record_of(run) for run in args.runs], args.out)
+    for run in args.runs:
+        print(f"{run}:")
+        _print_final(_record_of(run))
+    print(f"curve: {args.out}")
+
+
+# %% How fast is it?
+def medians(
+    calls: Mapping[str, Callable[[], Any]], repeats: int
+) -> dict[str, float]:
+    """Median seconds of several functions, timed in turn.
+
+    Args:
+        calls: functions whose results JAX may still be computing when
+            they return; each is called once before anything is timed.
+        repeats: timings of each.
+
+    Returns:
+        Seconds, under the same names.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def matmul_peak(repeats: int, size: int = 0) -> float:
+    """Measured rate of a square float32 matrix product.
+
+    Args:
+        repeats: timings for the median.
+        size: rows; 0 chooses 2048 on a CPU and 8192 elsewhere.
+
+    Returns:
+        Floating-point operations per second.
+    """
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.matmul)
+    seconds = medians({"": lambda: product(x, x)}, repeats)[""]
+    return 2 * size**3 / seconds
+
+
+def _random_batch(agent: Any, key: jax.Array) -> Transition:
+    size, observations = agent.config.batch_size, agent.observation_size
+    a, b, c, d = jax.random.split(key, 4)
+    return Transition(
+        jax.random.normal(a, (size, observations)),
+        jax.random.uniform(b, (size, agent.action_size), minval=-1.0),
+        jax.random.normal(c, (size,)),
+        jnp.zeros(size),
+        jax.random.normal(d, (size, observations)),
+    )
+
+
+def _score_memory(agent: Any, state: Any, batch: Transition) -> int:
+    """Bytes that XLA reserves while it computes the field of a batch."""
+
+    def field(observation, action, critic, key):
+        velocity = flow_velocity(agent, critic, 1.0, observation, key)
+        return velocity(action, 0.5)
+
+    fields = jax.jit(jax.vmap(field, (0, 0, None, None)))
+    compiled: Any = fields.lower(
+        batch.observation, batch.action, state.critic, jax.random.key(0)
+    ).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def update_times(
+    profile: str, repeats: int, peak: float, **overrides: Any
+) -> dict[str, float]:
+    """Time and memory of an update, plain and chunked.
+
+    Args:
+        profile: the agent's profile.
+        repeats: timings per median.
+        peak: operations per second to compare with.
+        **overrides: fields of the configuration to change.
+
+    Returns:
+        Milliseconds, operations, shares of the peak, MiB.
+    """
+    result: dict[str, float] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    key = jax.random.PRNGKey(0)
+    for kind, chunk in {"plain": {"chunk": 0}, "chunked": {}}.items():
+        agent = make_agent("som", 17, 6, profile, **{**overrides, **chunk})
+        state, batch = agent.init(key), _random_batch(agent, key)
+        lowered = jax.jit(agent.update).lower(state, batch, key)
+        compiled: Any = lowered.compile()
+        quiet = state._replace(step=state.step + 1)
+        for name, at in {"policy": state, "critics": quiet}.items():
+            calls[f"{kind} {name}"] = partial(compiled, at, batch, key)
+        if kind == "plain":
+            result["gflop"] = compiled.cost_analysis()["flops"] / 1e9
+        memory = _score_memory(agent, state, batch)
+        result[f"{kind} score MiB"] = memory / 2**20
+    for name, seconds in medians(calls, repeats).items():
+        result[f"{name} ms"] = 1e3 * seconds
+    delay = agent.config.policy_delay
+    for kind in ("plain", "chunked"):
+        whole = result[f"{kind} policy ms"]
+        part = result[f"{kind} critics ms"] if delay > 1 else whole
+        result[f"{kind} cycle ms"] = (whole + (delay - 1) * part) / delay
+        result[f"{kind} share of peak"] = (
+            result["gflop"] * 1e9 / (whole / 1e3) / peak
+        )
+    result["chunked to plain"] = (
+        result["chunked policy ms"] / result["plain policy ms"]
+    )
+    return result
+
+
+def action_times(repeats: int, **overrides: Any) -> dict[str, float]:
+    """Time that a policy takes to answer one observation.
+
+    Args:
+        repeats: a hundredth of the timings per median.
+        **overrides: fields of the `paper` profile to change.
+
+    Returns:
+        Milliseconds, for the best of one and of 32 candidates.
+    """
+    bound, calls = np.ones(6, np.float32), {}
+    for number in (1, 32):
+        agent = make_agent(
+            "som", 17, 6, "paper", **{**overrides, "num_particles": number}
+        )
+        state = loop.init_seeds(agent, (0,))
+        policy = loop.Policy(agent, state, "HalfCheetah-v4", -bound, bound)
+        calls[f"N={number} ms"] = partial(policy, np.zeros(17, np.float32))
+    return {k: 1e3 * v for k, v in medians(calls, 100 * repeats).items()}
+
+
+def physics_speeds(
+    tasks: Iterable[str], repeats: int, num_envs: int = 8, steps: int = 100
+) -> dict[str, float]:
+    """Environment steps per second under random actions.
+
+    Args:
+        tasks: Gymnasium ids.
+        repeats: timings per median.
+        num_envs: copies stepped together.
+        steps: steps of each copy per timing.
+
+    Returns:
+        Steps per second of all copies together, resets included.
+    """
+    speeds = {}
+    for task in tasks:
+        envs = environments.make(task, num_envs, seed=0)
+        size = (num_envs, envs.action_size)
+        rng = np.random.default_rng(0)
+        moves = rng.uniform(-1, 1, (steps, *size)).astype(np.float32)
+        envs.reset()
+
+        call = partial(_step_all, envs, moves)
+        speeds[task] = num_envs * steps / medians({"": call}, repeats)[""]
+    return speeds
+
+
+def _step_all(envs: environments.Environments, actions: np.ndarray) -> None:
+    for action in actions:
+        envs.step(action)
+
+
+def loop_speed(
+    repeats: int, task: str = "HalfCheetah-v4", **overrides: Any
+) -> dict[str, float]:
+    """Speed of the whole loop, and what it costs beside the updates.
+
+    Args:
+        repeats: timings per median.
+        task: Gymnasium id.
+        **overrides: fields of the agent's or the loop's configuration.
+
+    Returns:
+        Steps per second, milliseconds, share of the updates' time, MiB.
+    """
+    schedule = {
+        **dataclasses.asdict(loop.LOOPS["laptop"]), "warmup": 1
+    }  # fmt: skip
+    schedule |= {k: v for k, v in overrides.items() if k in schedule}
+    agent = {k: v for k, v in overrides.items() if k not in schedule}
+    trainer = loop.Trainer(
+        {
+            "algo": "som", "env": task, "steps": 10**9, "seeds": [0],
+            "profile": "laptop", "agent": agent, "loop": schedule,
+        }
+    )  # fmt: skip
+    times: dict[str, list[float]] = {k: [] for k in ("all", "host", "learn")}
+    buffer = trainer.empty_buffer()
+    for _ in range(2):
+        buffer, _ = loop.run_chunk(trainer, buffer)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        buffer, _ = loop.run_chunk(trainer, buffer)
+        times["all"].append(time.perf_counter() - start)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        trainer.state, buffer, metrics = loop.learn(
+            trainer.agent, trainer.state, buffer, trainer.rows,
+            trainer.key(1, trainer.chunk), trainer.loop.updates,
+        )  # fmt: skip
+        dispatched = time.perf_counter() - start
+        jax.block_until_ready((trainer.state, buffer, metrics))
+        times["learn"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        trainer.rows = loop.collect(trainer, trainer.state)
+        collected = time.perf_counter() - start
+        times["host"].append(dispatched + collected)
+        trainer.chunk += 1
+    median = {k: statistics.median(v) for k, v in times.items()}
+    steps, number = trainer.rows.shape[1], trainer.loop.num_envs
+    physics = steps / physics_speeds([task], repeats, number)[task]
+    overhead = median["host"] - physics
+    compiled: Any = loop.learn.lower(
+        trainer.agent, trainer.state, buffer, trainer.rows,
+        trainer.key(1, 0), trainer.loop.updates,
+    ).compile()  # fmt: skip
+    return {
+        "steps per second": steps / median["all"],
+        "updates per second": trainer.loop.updates / median["all"],
+        "update ms": 1e3 * median["learn"] / trainer.loop.updates,
+        "physics ms per dispatch": 1e3 * physics,
+        "overhead ms per dispatch": 1e3 * overhead,
+        "overhead to updates": overhead / median["learn"],
+        "buffer MiB": sum(x.nbytes for x in buffer) / 2**20,
+        "temporary MiB": (
+            compiled.memory_analysis().temp_size_in_bytes / 2**20
+        ),
+    }
+
+
+def _show(title: str, rows: dict[str, float]) -> None:
+    print(title)
+    for name, value in rows.items():
+        digits = 0 if value >= 1000 else 3 if value < 10 else 1
+        print(f"  {name:28} {value:12,.{digits}f}")
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    repeats = args.repeats
+    record: dict[str, Any] = {"provenance": provenance(), "repeats": repeats}
+    machine = record["provenance"]
+    print(f"{machine['cpu']}, {machine['cores']} cores; JAX on "
+          f"{machine['device']}; medians of {repeats}")  # fmt: skip
+    peak = matmul_peak(repeats)
+    record["matmul GFLOP/s"] = peak / 1e9
+    print(f"float32 matrix product {peak / 1e9:,.0f} GFLOP/s")
+    for profile in ("paper", "paper-literal", "laptop"):
+        # The laptop profile does not chunk; here it is asked to, to compare.
+        chunk = {"chunk": 5} if profile == "laptop" else {}
+        result = update_times(profile, repeats, peak, **chunk)
+        record[f"update, {profile}"] = result
+        _show(f"update, {profile} profile, HalfCheetah's sizes", result)
+    record["action"] = action_times(repeats)
+    _show("one action, paper profile", record["action"])
+    record["physics"] = physics_speeds(environments.RULES, repeats)
+    _show("environment steps per second, 8 copies", record["physics"])
+    record["loop"] = loop_speed(repeats)
+    _show("the loop, laptop profile, HalfCheetah-v4", record["loop"])
+    if args.json:
+        write_record(args.json, record)
+        print(f"written to {args.json}")
+
+
+# %% The parser
+class _UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise _UsageError(f"{message} (see {self.prog} --help).")
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train", help="learn a policy", description="Learn a policy."
+    )
+    train.set_defaults(run=_train)
+    option = train.add_argument
+    option("--algo", default="som", metavar="NAME",
+           help=f"algorithm, one of {', '.join(AGENTS)} (default: som)")
+    option("--env", default="HalfCheetah-v4", metavar="ID",
+           help="Gymnasium task with continuous actions "
+           "(default: HalfCheetah-v4)")
+    option("--steps", type=count, default=1_000_000, metavar="N",
+           help="environment steps per seed; 5e6 is understood "
+           "(default: 1e6)")
+    option("--seeds", type=seed_list, default=(0,), metavar="SEEDS",
+           help="a number of seeds (3 is 0, 1, 2), or the seeds themselves "
+           "with commas (4,7); they learn side by side (default: 1)")
+    option("--profile", default="laptop", metavar="NAME",
+           help="set of hyper-parameters: laptop, paper or paper-literal "
+           "(default: laptop)")
+    option("--out", metavar="DIR",
+           help="run folder, made if missing (default: runs/ENV, for SOM's "
+           "laptop profile; else runs/ENV-ALGO-PROFILE)")
+    option("--set", action="append", default=[], metavar="FIELD=VALUE",
+           dest="overrides", help="change one field of the profile; may be "
+           "repeated (default: none)")  # fmt: skip
+
+
+def _add_playing(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="play a saved policy and report its returns",
+        description="Play a saved policy and report its returns.",
+    )
+    evaluate.set_defaults(run=_evaluate)
+    render = commands.add_parser(
+        "render", help="film a policy", description="Film a policy."
+    )
+    render.set_defaults(run=_render)
+    for command in (evaluate, render):
+        command.add_argument(
+            "path", help="a run folder or a policy.npz (no default)"
+        )
+        command.add_argument(
+            "--index", type=int, default=0, metavar="I",
+            help="which of the run's seeds, counted from 0 (default: 0)",
+        )  # fmt: skip
+        command.add_argument(
+            "--seed", type=int, default=0, metavar="N",
+            help="seed of the task's first states (default: 0)",
+        )  # fmt: skip
+    evaluate.add_argument("--episodes", type=count, default=20, metavar="N",
+                          help="episodes to play (default: 20)")
+    option = render.add_argument
+    option("--out", default="policy.mp4", metavar="FILE",
+           help="the film, ending in .mp4 or .gif (default: policy.mp4)")
+    option("--seconds", type=float, default=10.0, metavar="S",
+           help="length in seconds of the task's own time (default: 10)")
+    option("--episodes", type=count, metavar="N",
+           help="film N whole episodes instead (default: by --seconds)")
+    option("--width", type=count, default=480, metavar="PIXELS",
+           help="width of the picture in pixels (default: 480)")
+    option("--height", type=count, default=480, metavar="PIXELS",
+           help="height of the picture in pixels (default: 480)")  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command `som`.
+
+    Returns:
+        A parser whose result has `run`, the function to call with it.
+    """
+    top = _Parser(
+        prog="som",
+        description="Score-based one-step MeanFlow policies: train, watch, "
+        "compare.",
+    )
+    commands = top.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
+    _add_train(commands)
+    resume = commands.add_parser(
+        "resume",
+        help="continue an interrupted run",
+        description="Continue an interrupted run from its last checkpoint.",
+    )
+    resume.add_argument("out", metavar="DIR", help="run folder (no default)")
+    resume.set_defaults(run=_resume)
+    _add_playing(commands)
+    plot = commands.add_parser(
+        "plot",
+        help="draw learning curves",
+        description="Draw the learning curves of runs: mean and 95 % "
+        "interval over seeds.",
+    )
+    plot.add_argument(
+        "runs", nargs="+", metavar="DIR",
+        help="run folders or record.json files; runs that differ only in "
+        "seeds are pooled (no default)",
+    )  # fmt: skip
+    plot.add_argument("--out", default="curve.png", metavar="FILE",
+                      help="picture, .png, .svg or .pdf "
+                      "(default: curve.png)")  # fmt: skip
+    plot.set_defaults(run=_plot)
+    bench = commands.add_parser(
+        "benchmark",
+        help="measure speed and memory on this machine",
+        description="Measure speed and memory on this machine.",
+    )
+    bench.add_argument("--repeats", type=count, default=7, metavar="N",
+                       help="timings per median (default: 7)")
+    bench.add_argument("--json", metavar="FILE",
+                       help="also write the results there, with their "
+                       "provenance (default: not written)")  # fmt: skip
+    bench.set_defaults(run=_benchmark)
+    return top
+
+
+def _interrupted(args: argparse.Namespace | None) -> str:
+    out = getattr(args, "out", None)
+    if args is None or args.command not in ("train", "resume") or not out:
+        return "interrupted."
+    if not (Path(out) / "checkpoint.npz").exists():
+        return "interrupted before the first checkpoint; nothing was saved."
+    return (
+        f"interrupted; the checkpoint in {out} is complete, and "
+        f"`{_invocation()} resume {out}` goes on from it."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `som`.
+
+    Args:
+        argv: the words after `som`; by default those of this process.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 misused, 130 interrupted.
+    """
+    args = None
+    try:
+        args = parser().parse_args(argv)
+        args.run(args)
+        return 0
+    except KeyboardInterrupt:
+        status, sentence = 130, _interrupted(args)
+    except _UsageError as error:
+        status, sentence = 2, str(error)
+    except (
+        ValueError, OSError, ArithmeticError, MemoryError, GymnasiumError,
+        jax.errors.JaxRuntimeError,
+    ) as error:  # fmt: skip
+        status, sentence = 1, str(error) or type(error).__name__
+    print("som: " + " ".join(sentence.split()).rstrip(".") + ".",
+          file=sys.stderr)  # fmt: skip
+    return status

@@ -1,0 +1,76 @@
+"""Replay.
+
+Exported by tools/export.py from book/training/replay.md; edit the chapter.
+"""
+
+__all__ = [
+    "Replay",
+    "init",
+    "pack",
+    "unpack",
+    "add",
+    "sample",
+]
+
+# %% Imports
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from som.agent.critic import Transition
+
+
+# %% One array for everything
+class Replay(NamedTuple):
+    """Ring buffer of transitions, one packed row each, on the device.
+
+    rows [C, D] with D = 2 O + A + 2; added counts all rows ever written.
+    """
+
+    rows: Float[Array, "C D"]
+    added: Int[Array, ""]
+
+
+def init(capacity: int, observation_size: int, action_size: int) -> Replay:
+    """An empty buffer of capacity rows.
+
+    Raises:
+        ValueError: capacity is below one.
+    """
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}; at least 1 is wanted")
+    width = 2 * observation_size + action_size + 2
+    return Replay(jnp.zeros((capacity, width)), jnp.zeros((), jnp.int32))
+
+
+def pack(batch: Transition) -> Float[np.ndarray, "... D"]:
+    """Transitions side by side in one float32 array, on the host."""
+    parts = [batch.observation, batch.action, batch.reward[..., None]]
+    parts += [batch.terminated[..., None], batch.next_observation]
+    return np.concatenate([np.asarray(p, np.float32) for p in parts], -1)
+
+
+def unpack(rows: Float[Array, "... D"], action_size: int) -> Transition:
+    """Undo pack; the observation size follows from the width."""
+    size = (rows.shape[-1] - action_size - 2) // 2
+    cuts = [size, size + action_size, size + action_size + 1]
+    s, a, r, rest = jnp.split(rows, cuts, -1)
+    return Transition(s, a, r[..., 0], rest[..., 0], rest[..., 1:])
+
+
+# %% Add and sample
+def add(replay: Replay, rows: Float[Array, "n D"]) -> Replay:
+    """Write n rows over the oldest ones (in place where donated)."""
+    capacity = len(replay.rows)
+    places = (replay.added + jnp.arange(len(rows))) % capacity
+    return Replay(replay.rows.at[places].set(rows), replay.added + len(rows))
+
+
+def sample(replay: Replay, key, num: int) -> Float[Array, "B D"]:
+    """Draw num rows, uniformly with replacement, from those written."""
+    filled = jnp.minimum(replay.added, len(replay.rows))
+    places = jax.random.randint(key, (num,), 0, filled)
+    return replay.rows[places]

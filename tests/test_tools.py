@@ -1,0 +1,272 @@
+"""The tools that turn chapters into modules, notebooks and pages."""
+
+import json
+import textwrap
+from pathlib import Path
+
+import book_extension
+import browser
+import export
+import notebooks
+import pytest
+
+HEADER = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+"""
+CHAPTER = '''\
+# Squares
+
+One sentence.
+
+```{code-cell} ipython3
+:tags: [export]
+
+import math
+```
+
+```python
+# Not a heading
+```
+
+## Area
+
+```{code-cell} ipython3
+---
+tags: [export]
+---
+LIMIT: float = 3.0
+low, _hidden = 1, 2
+
+
+def area(x):
+    """Square of x."""
+    return x**2
+```
+
+```{code-cell} ipython3
+:tags: [check]
+
+assert area(3) == 9
+```
+
+## Side
+
+```{code-cell} ipython3
+:tags: [export]
+
+def side(x):
+    """Root of x."""
+    return math.sqrt(x)
+```
+
+```{code-cell} ipython3
+:tags: [check]
+
+assert area(3) == 9
+```
+'''
+MODULE = '''\
+"""Squares.
+
+Exported by tools/export.py from book/shapes/squares.md; edit the chapter.
+"""
+
+__all__ = [
+    "LIMIT",
+    "low",
+    "area",
+    "side",
+]
+
+import math
+
+
+# %% Area
+LIMIT: float = 3.0
+low, _hidden = 1, 2
+
+
+def area(x):
+    """Square of x."""
+    return x**2
+
+
+# %% Side
+def side(x):
+    """Root of x."""
+    return math.sqrt(x)
+'''
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Make a project with one chapter."""
+    part = tmp_path / "book" / "shapes"
+    part.mkdir(parents=True)
+    (part / "squares.md").write_text(HEADER + CHAPTER)
+    return tmp_path
+
+
+def test_export_writes_the_module_and_its_package(root):
+    assert export.main([], root) == 0
+    assert (root / "som/shapes/squares.py").read_text() == MODULE
+    assert "book/shapes" in (root / "som/shapes/__init__.py").read_text()
+    assert export.main(["--check"], root) == 0
+
+
+def test_export_check_shows_the_difference_and_repairs_nothing(root, capsys):
+    export.main([], root)
+    module = root / "som/shapes/squares.py"
+    module.write_text(MODULE.replace("x**2", "x**3"))
+    assert export.main(["--check"], root) == 1
+    assert "-    return x**3\n+    return x**2\n" in capsys.readouterr().out
+    assert "x**3" in module.read_text()
+
+
+def test_export_removes_a_module_whose_chapter_is_gone(root):
+    export.main([], root)
+    by_hand = root / "som/shapes/by_hand.py"
+    by_hand.write_text("")
+    (root / "book/shapes/squares.md").unlink()
+    assert export.main(["--check"], root) == 1
+    assert export.main([], root) == 0
+    assert [p.name for p in (root / "som/shapes").iterdir()] == ["by_hand.py"]
+
+
+def test_export_names_the_chapter_and_section_of_a_syntax_error(root, capsys):
+    chapter = root / "book/shapes/squares.md"
+    chapter.write_text(chapter.read_text().replace("def side(x):", "def side(x:"))
+    assert export.main([], root) == 1
+    assert "book/shapes/squares.md, section 'Side'" in capsys.readouterr().err
+
+
+def test_a_change_of_prose_leaves_the_module_alone(root):
+    export.main([], root)
+    chapter = root / "book/shapes/squares.md"
+    chapter.write_text(
+        chapter.read_text().replace("One sentence.", "Another.\n\nMore.")
+    )
+    assert export.main(["--check"], root) == 0
+
+
+def test_notebook_has_stable_distinct_ids_and_no_outputs(root):
+    assert notebooks.main([], root) == 0
+    path = root / "book/shapes/squares.ipynb"
+    first = json.loads(path.read_text())
+    ids = [cell["id"] for cell in first["cells"]]
+    assert len(set(ids)) == len(ids)
+    code = [cell for cell in first["cells"] if cell["cell_type"] == "code"]
+    assert len(code) == 5
+    assert all(cell["outputs"] == [] for cell in code)
+    assert first["metadata"]["execution"]["timeout"] == notebooks.TIMEOUT
+    chapter = root / "book/shapes/squares.md"
+    chapter.write_text(chapter.read_text().replace("One sentence.", "Another."))
+    assert notebooks.main(["--check"], root) == 1
+    assert notebooks.main([], root) == 0
+    second = json.loads(path.read_text())
+    changed = [
+        a["id"] != b["id"] for a, b in zip(first["cells"], second["cells"], strict=True)
+    ]
+    assert sum(changed) == 1
+
+
+def test_notebooks_check_reports_a_notebook_without_chapter(root, capsys):
+    notebooks.main([], root)
+    (root / "book/shapes/old.ipynb").write_text("{}")
+    assert notebooks.main(["--check"], root) == 1
+    assert "no chapter for book/shapes/old.ipynb" in capsys.readouterr().out
+
+
+def test_cache_key_follows_package_and_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(book_extension, "ROOT", tmp_path)
+    for name in ("som/theory/sde.py", "book/results/run.json", "book/theory/sde.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    keys = [book_extension.digest()]
+    for name in ("som/theory/sde.py", "book/results/run.json"):
+        (tmp_path / name).write_text("2")
+        keys.append(book_extension.digest())
+    assert len(set(keys)) == 3
+    (tmp_path / "book/theory/sde.md").write_text("2")
+    assert book_extension.digest() == keys[-1]
+
+
+def test_signatures_on_the_api_page_keep_their_shapes():
+    shown = book_extension.source_signature(
+        None, "function", "", textwrap.indent, None, "", ""
+    )
+    assert shown == ("(text, prefix, predicate=None)", None)
+
+
+def test_broken_links_finds_missing_pages_and_anchors(tmp_path):
+    (tmp_path / "data.txt").write_text("")
+    base = "http://127.0.0.1:1/"
+    links = [
+        base + "a.html#here",
+        base + "a.html#gone",
+        base + "b.html",
+        base + "data.txt?v=1",
+        "https://elsewhere.org/",
+    ]
+    pages = {"a.html": {"ids": ["here"], "links": links}}
+    assert list(browser.broken_links(pages, base, tmp_path)) == [
+        ("a.html", "no anchor 'gone' in a.html"),
+        ("a.html", "no page b.html"),
+    ]
+
+
+def test_console_errors_and_foreign_requests_are_reported():
+    base = "http://127.0.0.1:1/"
+    request = "Network.requestWillBeSent"
+    events = [
+        {"method": request, "params": {"request": {"url": base + "a.html"}}},
+        {"method": request, "params": {"request": {"url": "https://cdn.org/x.js"}}},
+        {
+            "method": "Log.entryAdded",
+            "params": {"entry": {"level": "error", "text": "404", "url": "x.png"}},
+        },
+    ]
+    assert browser.console_errors(events, base) == [
+        "request leaves the machine: https://cdn.org/x.js",
+        "log: 404 x.png",
+    ]
+
+
+PAGE = textwrap.dedent("""\
+    <!doctype html><meta name="viewport" content="width=device-width">
+    <article>{}</article>
+""")
+FAULTS = {
+    "no alt text": "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='>",
+    "not rendered": "<span class='math'>x</span>",
+    "raw markup": r"<p>\(x\)</p>",
+    "overflow": "<div style='width: 900px'>wide</div>",
+    "request leaves": "<script src='https://cdn.invalid/x.js'></script>",
+    "exception": "<script>throw new Error('no')</script>",
+    "broken link": "<a href='gone.html'>gone</a>",
+}
+
+
+@pytest.mark.skipif(
+    not any(map(browser.shutil.which, browser.CHROMIUM)), reason="no Chromium here"
+)
+def test_browser_finds_every_kind_of_fault(tmp_path, capsys):
+    (tmp_path / "index.html").write_text(PAGE.format("<p>fine</p>"))
+    assert browser.main([str(tmp_path)]) == 0
+    for number, body in enumerate(FAULTS.values()):
+        Path(tmp_path, f"fault{number}.html").write_text(PAGE.format(body))
+    assert browser.main([str(tmp_path)]) == 1
+    found = capsys.readouterr().err
+    assert "index.html" not in found
+    for number, fault in enumerate(FAULTS):
+        assert f"fault{number}.html: {fault}" in found

@@ -1,0 +1,386 @@
+"""The command `som`: arguments, files, sentences instead of tracebacks."""
+
+import argparse
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+from rich.console import Console
+
+from som.training import command_line
+from som.training.command_line import (
+    ProgressLine,
+    action_times,
+    choose_renderer,
+    count,
+    film,
+    main,
+    matmul_peak,
+    medians,
+    override,
+    parser,
+    physics_speeds,
+    seed_list,
+    update_times,
+)
+from som.training.records import read_metadata
+
+TASK = "InvertedDoublePendulum-v4"
+TINY = [
+    "width=8", "depth=2", "batch_size=8", "num_samples=4", "num_particles=2", "chunk=0",
+    "warmup=100", "capacity=2000", "chunk_steps=50", "evaluations=2", "episodes=2",
+    "updates_per_step=0.04",
+]  # fmt: skip
+TRAIN = ["train", "--env", TASK, "--steps", "600"]
+
+
+def command(*words):
+    """The words of a tiny training run."""
+    return [*words, *(w for field in TINY for w in ("--set", field))]
+
+
+def refused(capsys, words, status=1):
+    """The one sentence that main writes about these words."""
+    assert main(words) == status
+    text = capsys.readouterr().err
+    assert text.startswith("som: ") and text.endswith(".\n")
+    assert text.count("\n") == 1 and "Traceback" not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two seeds."""
+    out = tmp_path_factory.mktemp("runs") / "a"
+    assert main(command(*TRAIN, "--seeds", "2", "--out", str(out))) == 0
+    return out
+
+
+# Words
+
+
+@pytest.mark.parametrize(("text", "value"), [("20", 20), ("5e6", 5_000_000)])
+def test_count(text, value):
+    assert count(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "inf", "nan", "many", ""])
+def test_count_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="positive whole number"):
+        count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", (0, 1, 2)), ("4,7", (4, 7)), ("5,", (5,))]
+)
+def test_seed_list(text, seeds):
+    assert seed_list(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1,1", "1,x", ",", "1,-2", "two"])
+def test_seed_list_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        seed_list(text)
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 3
+    rate: float = 0.1
+    kind: Literal["a", "b"] = "a"
+    span: tuple[float, float] = (0.0, 1.0)
+    weight: float | None = None
+    flag: bool = False
+
+
+@dataclass(frozen=True)
+class Loop:
+    steps: int = 5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("steps=7", 7),
+        ("width=1e2", 100),
+        ("rate=1", 1.0),
+        ("kind=b", "b"),
+        ("span=0.5,2", (0.5, 2.0)),
+        ("weight=25", 25.0),
+        ("weight=None", None),
+        ("flag=True", True),
+    ],
+)
+def test_override(text, value):
+    name, given = override(text, Loop(), Config())
+    assert name == text.partition("=")[0]
+    assert given == value and type(given) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("widht=3", "'width'"),
+        ("width", "field=value"),
+        ("width=1.5", "wanted is int"),
+        ("width=True", "wanted is int"),
+        ("kind=c", "'a', 'b'"),
+        ("span=1,2,3", "tuple"),
+        ("flag=1", "wanted is bool"),
+        ("rate=fast", "wanted is float"),
+    ],
+)
+def test_override_refuses(text, message):
+    with pytest.raises(ValueError, match=message):
+        override(text, Loop(), Config())
+
+
+# Help
+
+
+def test_every_option_of_every_command_says_its_default(capsys):
+    commands = parser()._subparsers._group_actions[0].choices
+    assert set(commands) == {
+        "train", "resume", "evaluate", "render", "plot", "benchmark",
+    }  # fmt: skip
+    for name, sub in commands.items():
+        for action in sub._actions:
+            if action.dest != "help":
+                assert "default" in action.help, (name, action.dest)
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+        assert f"usage: som {name}" in capsys.readouterr().out
+
+
+# Progress
+
+
+def test_progress_writes_few_plain_lines_into_a_pipe():
+    text = io.StringIO()
+    with ProgressLine(1000, Console(file=text), every=60.0) as progress:
+        for step in range(0, 1001, 10):
+            progress(step, {"evaluation/return": [1.0, 3.0]} if step else {})
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 2
+    assert "0 of 1,000 steps" in lines[0]
+    assert "1,000 of 1,000 steps" in lines[1] and "return 2.0" in lines[1]
+
+
+def test_progress_draws_a_bar_on_a_terminal():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=100)
+    with ProgressLine(1000, console) as progress:
+        progress(0, {})
+        progress(500, {"evaluation/return": [7.0]})
+    assert "500 of 1,000 steps" in text.getvalue()
+    assert "return 7.0" in text.getvalue()
+
+
+# Sentences
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ([], 2, "COMMAND"),
+        (["trian"], 2, "train"),
+        (["train", "--steps", "-5"], 2, "'-5' is not a positive whole number"),
+        (["train", "--sedes", "3"], 2, "--sedes"),
+        (["train", "--algo", "sum"], 1, "'som'"),
+        (["train", "--profile", "latpop"], 1, "'laptop'"),
+        (["train", "--set", "widht=3"], 1, "'width'"),
+        (["train", "--env", "HalfCheeta-v4"], 1, "HalfCheetah-v4"),
+        (["train", "--env", "CartPole-v1"], 1, "Discrete"),
+        (["resume", "nowhere"], 1, "nowhere"),
+        (["evaluate", "nowhere"], 1, "nowhere"),
+        (["render", "nowhere"], 1, "nowhere"),
+        (["plot", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_one_sentence(words, status, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, words, status)
+    assert os.listdir(tmp_path) == []
+
+
+def test_unwritable_folder(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "run")
+    assert out in refused(capsys, command(*TRAIN, "--out", out))
+
+
+def test_unknown_task_in_a_real_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "som", "train", "--env", "Hoper-v4"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stdout == ""
+    assert "Hopper-v4" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_defects_keep_their_traceback(monkeypatch):
+    def defect(*_):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(command_line, "_plot", defect)
+    with pytest.raises(KeyError):
+        main(["plot", "x"])
+
+
+# Training and what follows
+
+
+def test_train_prints_what_to_do_next(run, capsys):
+    assert main(command(*TRAIN, "--seeds", "2", "--out", str(run))) == 0
+    text = capsys.readouterr().out
+    assert "already finished" in text
+    assert "seed 0" in text and "seed 1" in text and "mean" in text
+    assert f"render {run} --out {run / 'policy.mp4'}" in text
+    for name in ("learning_curve.png", "policy.npz", "record.json"):
+        assert (run / name).stat().st_size > 0
+        assert str(run / name) in text
+
+
+def test_twice_trains_once(run, capsys):
+    before = (run / "record.json").read_bytes(), (run / "policy.npz").read_bytes()
+    assert main(command(*TRAIN, "--seeds", "2", "--out", str(run))) == 0
+    assert before == (
+        (run / "record.json").read_bytes(), (run / "policy.npz").read_bytes(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "1"], "seeds"),
+        (["--seeds", "2", "--set", "rescale=25"], "rescale"),
+        (["--seeds", "2", "--profile", "paper"], "profile"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused(run, capsys, words, message):
+    before = (run / "record.json").read_bytes()
+    text = refused(capsys, [*command(*TRAIN), *words, "--out", str(run)])
+    assert message in text and "--out" in text
+    assert before == (run / "record.json").read_bytes()
+
+
+def test_evaluate(run, capsys):
+    assert main(["evaluate", str(run), "--episodes", "3", "--seed", "1"]) == 0
+    first = capsys.readouterr().out
+    assert "3 episodes" in first and "95 % interval" in first
+    assert main(["evaluate", str(run / "policy.npz"), "--episodes", "3", "--seed",
+                 "1"]) == 0  # fmt: skip
+    assert capsys.readouterr().out == first
+
+
+def test_plot(run, tmp_path, capsys):
+    out = tmp_path / "curve.png"
+    assert main(["plot", str(run), str(run / "record.json"), "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert "seed 1" in capsys.readouterr().out
+    text = refused(capsys, ["plot", str(run), "--out", str(tmp_path / "curve.doc")])
+    assert "png" in text
+
+
+@pytest.fixture
+def renderer():
+    try:
+        choose_renderer()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "mp4"])
+def test_render(run, tmp_path, capsys, renderer, suffix):
+    out = tmp_path / "new" / f"policy.{suffix}"
+    words = ["render", str(run), "--out", str(out), "--width", "64", "--height", "48"]
+    assert main([*words, "--seconds", "0.5"]) == 0
+    frames = np.stack([frame[..., :3] for frame in imageio.get_reader(out)])
+    assert frames.shape == (10, 48, 64, 3)  # 20 frames per second of the task
+    assert frames.std() > 5 and np.abs(np.diff(frames.astype(int), axis=0)).max() > 5
+    assert os.listdir(out.parent) == [out.name]
+
+
+def test_render_whole_episodes(run, tmp_path, capsys, renderer):
+    out = tmp_path / "policy.gif"
+    words = ["render", str(run), "--out", str(out), "--width", "16", "--height", "16"]
+    assert main([*words, "--episodes", "2"]) == 0
+    returns = capsys.readouterr().out.splitlines()[-1].partition(": ")[2]
+    assert len(returns.split(", ")) == 2
+
+
+def test_render_refuses_before_it_draws(run, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "choose_renderer", lambda: 1 / 0)
+    for words in (["--out", "x.avi"], ["--width", "31"], ["--height", "8"],
+                  ["--seconds", "0"]):  # fmt: skip
+        refused(capsys, ["render", str(run), *words])
+
+
+def test_nothing_can_draw(monkeypatch):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(command_line, "_DRAW_NOTHING", "raise SystemExit(1)")
+    with pytest.raises(ValueError, match=r"libegl1 and libgl1-mesa-dri.*libosmesa6"):
+        choose_renderer()
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    with pytest.raises(ValueError, match="MUJOCO_GL=osmesa"):
+        choose_renderer()
+
+
+def test_failed_film_leaves_the_old_one(tmp_path, renderer):
+    class Broken:
+        env_id = TASK
+
+        def __call__(self, observation):
+            raise OSError("No space left on device")
+
+    out = tmp_path / "policy.gif"
+    out.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space"):
+        film(Broken(), out, width=16, height=16)
+    assert out.read_bytes() == b"old" and os.listdir(tmp_path) == [out.name]
+
+
+def test_ctrl_c_keeps_what_is_saved_and_train_goes_on(tmp_path):
+    out = tmp_path / "run"
+    words = command("train", "--env", TASK, "--out", str(out))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "som", *words, "--steps", "1e7"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    line = child.stdout.readline()
+    while "steps/s" not in line:
+        assert line, child.stderr.read()
+        line = child.stdout.readline()
+    time.sleep(1.0)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert errors.count("som: interrupted") == 1 and "Traceback" not in errors
+    assert f"resume {out}" in errors
+    assert read_metadata(out / "checkpoint.npz")
+
+
+# Benchmark
+
+
+def test_medians_are_of_the_right_call():
+    times = medians({"slow": lambda: time.sleep(0.02), "quick": lambda: None}, 3)
+    assert times["quick"] < 0.01 < times["slow"] < 1.0
+
+
+def test_benchmark_parts():
+    tiny = {"width": 8, "batch_size": 4, "num_samples": 4, "num_particles": 2}
+    result = update_times("laptop", 1, matmul_peak(1, 64), **tiny, chunk=2)
+    assert all(value > 0 for value in result.values())
+    assert set(physics_speeds([TASK], 1, num_envs=2, steps=3)) == {TASK}
+    actions = action_times(1, width=8)
+    assert set(actions) == {"N=1 ms", "N=32 ms"} and min(actions.values()) > 0
