@@ -13,7 +13,7 @@ STAMP := .venv/installed-$(if $(filter 1,$(CUDA)),cuda,cpu)
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.3
 
-.PHONY: install train test book notebooks export lint
+.PHONY: install train test book notebooks export format lint
 
 install: $(STAMP)
 
@@ -43,6 +43,10 @@ book: install
 	rm -rf _build
 	$(BIN)/jupyter-book build . -W --keep-going
 	$(BIN)/python tools/browser.py _build/html
+
+format: install
+	$(BIN)/python tools/format_cells.py
+	$(BIN)/ruff format .
 
 export: install
 	$(BIN)/python tools/export.py

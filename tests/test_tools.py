@@ -9,6 +9,7 @@ import browser
 import export
 import notebooks
 import pytest
+from format_cells import format_chapter
 
 HEADER = """\
 ---
@@ -187,6 +188,46 @@ def test_notebooks_check_reports_a_notebook_without_chapter(root, capsys):
     assert "no chapter for book/shapes/old.ipynb" in capsys.readouterr().out
 
 
+def test_notebooks_show_formulas_and_references_without_myst():
+    source = r"""See {eq}`eq-b`, {eq}`eq-a`, {cite}`x2020,y2021`, {doc}`../theory/sde`.
+````{admonition} Derivation
+:class: dropdown
+
+```{math}
+:label: eq-b
+a &= b \\
+&= c
+```
+````
+```{note}
+Mind {py:obj}`f`.
+```
+```python
+{eq}`eq-a`
+```"""
+    expected = r"""See (2), (1 of sde), [[x2020,y2021](../references.bib)], [sde](../theory/sde.md).
+<details><summary>Derivation</summary>
+
+
+$$
+\begin{aligned}
+a &= b \\
+&= c
+\end{aligned}
+\tag{2}
+$$
+
+</details>
+> **Note**
+>
+> Mind `f`.
+```python
+{eq}`eq-a`
+```"""  # noqa: E501
+    numbers = {"eq-a": ("sde", 1), "eq-b": ("score", 2)}
+    assert notebooks.plain(source.split("\n"), "score", numbers) == expected.split("\n")
+
+
 def test_cache_key_follows_package_and_records(tmp_path, monkeypatch):
     monkeypatch.setattr(book_extension, "ROOT", tmp_path)
     for name in ("som/theory/sde.py", "book/results/run.json", "book/theory/sde.md"):
@@ -270,3 +311,11 @@ def test_browser_finds_every_kind_of_fault(tmp_path, capsys):
     assert "index.html" not in found
     for number, fault in enumerate(FAULTS):
         assert f"fault{number}.html: {fault}" in found
+
+
+def test_format_touches_cells_only():
+    text = "# T\n\nx = {1:2}\n\n```{code-cell} ipython3\n:tags: [check]\n\n"
+    yaml = "```{code-cell} ipython3\n---\ntags: [figure]\n---\n"
+    before = f"{text}x = {{1:2}}\n```\n\n{yaml}y=[ 1 ]\n```\n"
+    after = f"{text}x = {{1: 2}}\n```\n\n{yaml}y = [1]\n```\n"
+    assert format_chapter(before) == after

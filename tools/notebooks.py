@@ -5,12 +5,15 @@
     python tools/notebooks.py --check                print what differs, exit 1 if any
 
 A notebook holds no outputs. A cell's id is a hash of its source, so that an edit
-changes one cell of the diff and a second run changes nothing.
+changes one cell of the diff and a second run changes nothing. What only MyST reads
+(numbered formulas, folded derivations, references) becomes what every notebook
+viewer shows.
 """
 
 import argparse
 import difflib
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -20,15 +23,87 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds after which nbmake stops a chapter: a guard against hanging, not a budget.
 TIMEOUT = 900
+FENCE = re.compile(r"(`{3,}|:{3,})(?:\{([\w-]+)\})?[ ]*(.*)")
+LABEL = re.compile(r"^`{3,}\{math\}\n:label: (\S+)", re.MULTILINE)
+ROLE = re.compile(r"\{([\w:]+)\}`([^`]+)`")
 
 
-def notebook_source(chapter):
+def equation_numbers(root):
+    """Map each equation's label to its chapter's name and its number there."""
+    return {
+        label: (path.stem, number)
+        for path in root.glob("book/*/*.md")
+        for number, label in enumerate(LABEL.findall(path.read_text()), start=1)
+    }
+
+
+def plain_role(role, chapter, numbers):
+    """Replace a MyST role, a match of ROLE, by plain Markdown."""
+    kind, content = role.groups()
+    if kind == "eq" and content in numbers:
+        name, number = numbers[content]
+        return f"({number})" if name == chapter else f"({number} of {name})"
+    if kind.startswith("cite"):
+        return f"[[{content}](../references.bib)]"
+    if kind == "doc":
+        text, path = re.fullmatch(r"(?:(.*?)\s*<)?(.*?)>?", content).groups()
+        return f"[{text or Path(path).name}]({path}.md)"
+    return f"`{content}`"
+
+
+def plain_fence(kind, title, body, chapter, numbers):
+    """Turn the lines of a MyST directive into lines of plain Markdown."""
+    options = []
+    while body and (option := re.match(r":([\w-]+):\s*(.*)", body[0])):
+        options.append(option.groups())
+        body = body[1:]
+    options = dict(options)
+    if kind == "math":
+        formula = [title, *body] if title else body
+        if any("\\\\" in line for line in formula):
+            formula = ["\\begin{aligned}", *formula, "\\end{aligned}"]
+        if label := options.get("label"):
+            formula = [*formula, f"\\tag{{{numbers[label][1]}}}"]
+        return ["$$", *formula, "$$"]
+    inner = plain(body, chapter, numbers)
+    heading = title if kind == "admonition" else kind.capitalize()
+    if options.get("class") == "dropdown":
+        heading = f"<details><summary>{heading}</summary>"
+        return [heading, "", *inner, "", "</details>"]
+    return [f"> {line}".rstrip() for line in [f"**{heading}**", "", *inner]]
+
+
+def plain(lines, chapter, numbers):
+    """Turn lines of MyST into lines of plain Markdown."""
+    done, lines = [], iter(lines)
+    for line in lines:
+        fence = FENCE.fullmatch(line)
+        if not fence:
+            done.append(ROLE.sub(lambda r: plain_role(r, chapter, numbers), line))
+            continue
+        mark, kind, title = fence.groups()
+        body = []
+        for inner in lines:
+            if inner.rstrip() == mark:
+                break
+            body.append(inner)
+        if kind:
+            done += plain_fence(kind, title, body, chapter, numbers)
+        else:
+            done += [line, *body, mark]
+    return done
+
+
+def notebook_source(chapter, numbers):
     """Return the text of a chapter's notebook, or None if it has no code cell."""
     notebook = jupytext.read(chapter, fmt="md:myst")
     if all(cell.cell_type != "code" for cell in notebook.cells):
         return None
     seen = {}
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            lines = cell.source.splitlines()
+            cell.source = "\n".join(plain(lines, chapter.stem, numbers))
         digest = hashlib.sha256(cell.source.encode()).hexdigest()[:12]
         count = seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if count == 1 else f"{digest}-{count}"
@@ -49,7 +124,8 @@ def main(argv=None, root=ROOT):
     parser.add_argument("--check", action="store_true", help="write nothing, diff")
     args = parser.parse_args(argv)
     chapters = [c.resolve() for c in args.chapters] or sorted(root.glob("book/*/*.md"))
-    files = {c.with_suffix(".ipynb"): notebook_source(c) for c in chapters}
+    numbers = equation_numbers(root)
+    files = {c.with_suffix(".ipynb"): notebook_source(c, numbers) for c in chapters}
     files = {path: text for path, text in files.items() if text is not None}
     stale = set() if args.chapters else {*root.glob("book/*/*.ipynb")} - files.keys()
     drift = False

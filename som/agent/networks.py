@@ -17,17 +17,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-# %% Several inputs, one perceptron
+# %% Many actions for one state
 class MLP(nn.Module):
-    """Perceptron on the concatenation of its inputs.
+    """Perceptron on the concatenation of its inputs, GELU between layers.
 
-    The first layer keeps one kernel per input and adds the results, so
+    The first layer keeps one kernel per input and adds the products, so
     inputs only need shapes that broadcast: a state [O] meets its candidate
-    actions [K, A] without being copied K times.
+    actions [K, A] without being copied K times. Weights start with variance
+    1 / (inputs of the layer), biases at zero.
 
     Args:
         width: units per hidden layer.
-        depth: number of hidden layers.
+        depth: number of hidden layers, at least 1.
         size: number of outputs.
     """
 
@@ -38,11 +39,12 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, *inputs: Float[Array, "... _"]) -> Float[Array, "... S"]:
         fan_in = sum(x.shape[-1] for x in inputs)
-        init = nn.initializers.truncated_normal(fan_in**-0.5)
-        h = sum(
-            nn.Dense(self.width, use_bias=i == 0, kernel_init=init)(x)
-            for i, x in enumerate(inputs)
-        )
+        h = jnp.zeros(())
+        for i, x in enumerate(inputs):
+            init = nn.initializers.variance_scaling(
+                x.shape[-1] / fan_in, "fan_in", "truncated_normal"
+            )
+            h += nn.Dense(self.width, use_bias=i == 0, kernel_init=init)(x)
         for _ in range(self.depth - 1):
             h = nn.Dense(self.width)(nn.gelu(h))
         return nn.Dense(self.size)(nn.gelu(h))
@@ -50,7 +52,15 @@ class MLP(nn.Module):
 
 # %% Features of time
 def time_features(t: Float[Array, "..."], size: int = 16) -> Float[Array, "... F"]:
-    """Sinusoids of t at frequencies 10000^(-j / (size/2)), [..., size]."""
+    """Sinusoids of t at frequencies 10000^(-2j / size).
+
+    Args:
+        t: diffusion times, unscaled, in [0, 1]: [...].
+        size: F, even: F/2 sines, then F/2 cosines.
+
+    Returns:
+        Features, [..., F].
+    """
     half = size // 2
     angles = t[..., None] * 10000.0 ** (-jnp.arange(half) / half)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
@@ -66,7 +76,10 @@ class TimeEmbedding(nn.Module):
 
 # %% The policy network
 class Policy(nn.Module):
-    """Average velocity u(a, r, t, s): [..., A].
+    """Average velocity u(a, r, t, s), the one-step policy: [..., A].
+
+    Args of a call: point a [..., A], times r <= t [...], observation
+    [..., O], with leading shapes that broadcast.
 
     Args:
         action_size: A.
@@ -79,7 +92,13 @@ class Policy(nn.Module):
     depth: int
 
     @nn.compact
-    def __call__(self, a, r, t, observation) -> Float[Array, "... A"]:
+    def __call__(
+        self,
+        a: Float[Array, "... A"],
+        r: Float[Array, "..."],
+        t: Float[Array, "..."],
+        observation: Float[Array, "... O"],
+    ) -> Float[Array, "... A"]:
         start, length = TimeEmbedding()(t), TimeEmbedding()(t - r)
         mlp = MLP(self.width, self.depth, self.action_size)
         return mlp(observation, a, start, length)
@@ -89,7 +108,8 @@ class Policy(nn.Module):
 class Critic(nn.Module):
     """Twin distributional critics: mean and std of the return, [..., 2] each.
 
-    Both twins are evaluated as one stacked network.
+    Both twins are evaluated as one stacked network; the last axis of the
+    results is the twin. Leading shapes of the inputs broadcast.
 
     Args:
         width: units per hidden layer.

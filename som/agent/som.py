@@ -81,6 +81,7 @@ class SOMConfig:
     rescale: float | None = None  # w of Equation (8); None: score as it is
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
+    loss_power: float = 0.0  # p: errors are divided by their power p
     q_scale: Literal["state", "batch"] = "state"  # whose std divides Q
     inverse_temperature: float | None = 20.0  # factor on Q; None: alpha
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
@@ -264,7 +265,9 @@ def policy_loss(agent: "SOM", policy, critic, log_alpha, batch: Transition, key)
         return jnp.sum((net(policy, a_t, r, t) - aim) ** 2)
 
     keys = jax.random.split(k_row, num)
-    return jnp.mean(jax.vmap(row)(batch.observation, a_t, r, t, keys))
+    errors = jax.vmap(row)(batch.observation, a_t, r, t, keys)
+    weights = jax.lax.stop_gradient((errors + 0.01) ** -config.loss_power)
+    return jnp.mean(weights * errors)
 
 
 # %% The critic's step

@@ -211,17 +211,17 @@ def eight_modes() -> Reward:
 
 # %% Two moons and a checkerboard
 def moon_gaussians() -> GaussianMixture:
-    """The mixture behind two_moons: 32 components along each half circle.
+    """The mixture behind two_moons: 64 components along each half circle.
 
     Returns:
         Mixture in units of the action, a = (moons - (0.5, 0.25)) / 2.
     """
-    theta = np.pi * (np.arange(32) + 0.5) / 32
+    theta = np.pi * (np.arange(64) + 0.5) / 64
     upper = np.stack([np.cos(theta), np.sin(theta)], axis=-1)
     lower = np.stack([1 - np.cos(theta), 0.5 - np.sin(theta)], axis=-1)
     means = (np.concatenate([upper, lower]) - np.array([0.5, 0.25])) / 2
     return GaussianMixture(
-        jnp.asarray(means, jnp.float32), jnp.ones(64), 0.1 / 2
+        jnp.asarray(means, jnp.float32), jnp.ones(128), 0.1 / 2
     )
 
 

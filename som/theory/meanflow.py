@@ -5,13 +5,12 @@ Exported by tools/export.py from book/theory/meanflow.md; edit the chapter.
 
 __all__ = [
     "AverageVelocity",
+    "one_step",
     "target",
     "semigroup_target",
     "lagrangian_target",
-    "one_step",
 ]
 
-# %% Imports
 from collections.abc import Callable
 
 import jax
@@ -21,7 +20,23 @@ from jaxtyping import Array, Float
 AverageVelocity = Callable  # u(a [A], r, t) -> [A]
 
 
-# %% The Eulerian target
+# %% The average velocity
+def one_step(u: AverageVelocity, noise) -> Float[Array, "A"]:
+    """The policy's map from noise to action: a = noise - u(noise, 0, 1).
+
+    Section 3.4 of the paper.
+
+    Args:
+        u: average velocity, maps (a [A], r, t) to [A].
+        noise: a_1, a draw from the prior, [A].
+
+    Returns:
+        Action a_0, [A], in action units; nothing confines it to the box.
+    """
+    return noise - u(noise, jnp.zeros(()), jnp.ones(()))
+
+
+# %% Move the start: the Eulerian target
 def target(u: AverageVelocity, velocity, a_t, r, t) -> Float[Array, "A"]:
     """MeanFlow's regression target: the right-hand side of Equation (7).
 
@@ -33,13 +48,16 @@ def target(u: AverageVelocity, velocity, a_t, r, t) -> Float[Array, "A"]:
         a_t: point at time t, [A].
         r: end of the interval, scalar with r <= t.
         t: start of the interval, scalar.
+
+    Returns:
+        Target for u(a_t, r, t), [A]; at r = t it is the velocity.
     """
     one, zero = jnp.ones_like(t), jnp.zeros_like(r)
     _, du_dt = jax.jvp(u, (a_t, r, t), (velocity, zero, one))
     return jax.lax.stop_gradient(velocity - (t - r) * du_dt)
 
 
-# %% The semigroup target
+# %% Two jumps: the semigroup target
 def semigroup_target(u: AverageVelocity, a_t, r, s, t) -> Float[Array, "A"]:
     """Two shorter jumps, t to s to r, averaged over the long one.
 
@@ -49,7 +67,12 @@ def semigroup_target(u: AverageVelocity, a_t, r, s, t) -> Float[Array, "A"]:
     Args:
         u: average velocity, maps (a [A], r, t) to [A].
         a_t: point at time t, [A].
-        r, s, t: times, scalars with r <= s <= t.
+        r: end of the second jump, scalar.
+        s: time between the jumps, scalar with r <= s <= t.
+        t: start of the first jump, scalar.
+
+    Returns:
+        Target for u(a_t, r, t), [A], gradient stopped.
     """
     first = u(a_t, s, t)
     second = u(a_t - (t - s) * first, r, s)
@@ -57,30 +80,27 @@ def semigroup_target(u: AverageVelocity, a_t, r, s, t) -> Float[Array, "A"]:
     return jax.lax.stop_gradient(share * first + (1 - share) * second)
 
 
-# %% The Lagrangian target
+# %% Move the end: the Lagrangian target
 def lagrangian_target(
     u: AverageVelocity, velocity_fn: Callable, a_t, r, t
 ) -> Float[Array, "A"]:
-    """Ask the end of the jump to move with the flow; no spatial JVP.
+    """Ask the end of the jump to move with the flow; no spatial derivative.
 
     X_r = a_t - (t-r) u(a_t,r,t) must satisfy dX_r/dr = v(X_r, r), hence
     u = v(X_r, r) + (t-r) d_r u. At r = t it is the anchor u = v(a_t, t).
 
     Args:
         u: average velocity, maps (a [A], r, t) to [A].
-        velocity_fn: v, maps (a [A], t) to [A].
+        velocity_fn: v, maps (a [A], t) to [A]; asked at (X_r, r) only.
         a_t: point at time t, [A].
         r: end of the interval, scalar with r <= t.
         t: start of the interval, scalar.
+
+    Returns:
+        Target for u(a_t, r, t), [A], gradient stopped.
     """
     average, du_dr = jax.jvp(
         lambda r: u(a_t, r, t), (r,), (jnp.ones_like(r),)
     )
     end = a_t - (t - r) * average
     return jax.lax.stop_gradient(velocity_fn(end, r) + (t - r) * du_dr)
-
-
-# %% One step
-def one_step(u: AverageVelocity, noise) -> Float[Array, "A"]:
-    """The policy's map from noise to action: a = noise - u(noise, 0, 1)."""
-    return noise - u(noise, jnp.zeros(()), jnp.ones(()))

@@ -5,11 +5,10 @@ Exported by tools/export.py from book/theory/probability_flow.md; edit the chapt
 
 __all__ = [
     "velocity",
-    "unit_rescale",
     "integrate",
+    "unit_rescale",
 ]
 
-# %% Imports
 from collections.abc import Callable
 
 import jax
@@ -30,25 +29,12 @@ def velocity(score, a_t, t, sde: SDE) -> Float[Array, "... A"]:
         sde: forward SDE.
 
     Returns:
-        da_t/dt along the flow, [..., A].
+        da_t/dt along the flow, [..., A], in action units per unit of time.
     """
     return sde.drift(a_t, t) - 0.5 * sde.diffusion_squared(t) * score
 
 
-# %% Unit rescaling
-def unit_rescale(score, w, eps=1e-8) -> Float[Array, "... A"]:
-    """Keep the direction of each score, give it length w: Equation (8).
-
-    Args:
-        score: [..., A]; each vector along the last axis is one sample.
-        w: length wanted.
-        eps: keeps a vanishing score finite.
-    """
-    norm = jnp.linalg.norm(score, axis=-1, keepdims=True)
-    return w * score / (norm + eps)
-
-
-# %% Integrating the flow
+# %% Following the flow
 def integrate(
     velocity_fn: Callable, a_1: Float[Array, "... A"], num_steps: int
 ) -> Float[Array, "... A"]:
@@ -58,6 +44,9 @@ def integrate(
         velocity_fn: maps (a [..., A], t scalar) to [..., A].
         a_1: where to start, [..., A].
         num_steps: number of equal steps; the error falls as its square.
+
+    Returns:
+        Where the flow is at t = 0, [..., A].
 
     Raises:
         ValueError: num_steps is below one.
@@ -73,3 +62,20 @@ def integrate(
         return a - 0.5 * dt * (v + v_end)
 
     return jax.lax.fori_loop(0, num_steps, step, a_1)
+
+
+# %% Unit rescaling
+def unit_rescale(score, w, eps=1e-8) -> Float[Array, "... A"]:
+    """Keep the direction of each score, give it length w: Equation (8).
+
+    Args:
+        score: [..., A]; each vector along the last axis is one sample.
+        w: length wanted.
+        eps: keeps a vanishing score finite; scores well below it keep
+            their size, times w / eps.
+
+    Returns:
+        Rescaled score, [..., A].
+    """
+    norm = jnp.linalg.norm(score, axis=-1, keepdims=True)
+    return w * score / (norm + eps)

@@ -5,16 +5,19 @@ Exported by tools/export.py from book/theory/score.md; edit the chapter.
 
 __all__ = [
     "Energy",
-    "evaluate",
     "gaussian_proposals",
     "weighted_gradient",
+    "evaluate",
     "idem_score",
+    "MIN_STD",
+    "TAIL",
+    "kernel_at",
     "Proposals",
     "box_proposals",
     "posterior_mean_score",
     "box_score",
-    "lattice",
     "tilt",
+    "lattice",
     "combined_score",
 ]
 
@@ -34,18 +37,21 @@ Energy = Callable[[Array], Array]  # alpha * Q: [..., A] -> [...]
 
 
 # %% The paper's estimator
-def evaluate(function, guesses: Float[Array, "K A"], chunk: int):
-    """Apply function to each guess, `chunk` of them at once (0: all).
-
-    The values are the same; memory grows with chunk, not with K.
-    """
-    return jax.lax.map(function, guesses, batch_size=chunk or len(guesses))
-
-
 def gaussian_proposals(
-    key, a_t: Float[Array, "A"], t, sde: SDE, num_samples: int
+    key: jax.Array, a_t: Float[Array, "A"], t, sde: SDE, num_samples: int
 ) -> Float[Array, "K A"]:
-    """Guesses of the clean action: a_0|t ~ N(a_t/m, sigma^2/m^2 I)."""
+    """Guesses of the clean action: a_0|t ~ N(a_t/m, sigma^2/m^2 I).
+
+    Args:
+        key: random key.
+        a_t: noisy action, [A].
+        t: diffusion time, scalar in [0, 1].
+        sde: forward SDE.
+        num_samples: K, the number of guesses.
+
+    Returns:
+        Guesses, [K, A]; many lie outside the action box when t is large.
+    """
     noise = jax.random.normal(key, (num_samples, *a_t.shape))
     return (a_t + sde.std(t) * noise) / sde.mean(t)
 
@@ -53,8 +59,26 @@ def gaussian_proposals(
 def weighted_gradient(
     energies: Float[Array, "K"], gradients: Float[Array, "K A"], t, sde: SDE
 ) -> Float[Array, "A"]:
-    """Equation (5) written out: sum_i softmax_i(energy) grad_i / m(t)."""
+    """Equation (5) written out: sum_i softmax_i(energy) grad_i / m(t).
+
+    Args:
+        energies: alpha * Q at the guesses, [K].
+        gradients: gradients of the energy at the guesses, [K, A].
+        t: diffusion time, scalar in [0, 1].
+        sde: forward SDE.
+
+    Returns:
+        Estimate of the score, [A].
+    """
     return jax.nn.softmax(energies) @ gradients / sde.mean(t)
+
+
+def evaluate(function: Callable, guesses: Float[Array, "K A"], chunk: int):
+    """Apply a function to each guess, `chunk` of them at once (0: all).
+
+    Memory grows with chunk instead of K; the values are the same.
+    """
+    return jax.lax.map(function, guesses, batch_size=chunk or len(guesses))
 
 
 def idem_score(
@@ -62,31 +86,41 @@ def idem_score(
     a_t: Float[Array, "A"],
     t,
     sde: SDE,
-    key,
+    key: jax.Array,
     num_samples: int,
     chunk: int = 0,
 ) -> Float[Array, "A"]:
     """Monte Carlo score of p_t, exactly as in Equation (5) of the paper.
 
     Args:
-        energy: alpha * Q, maps [..., A] to [...].
+        energy: alpha * Q, maps [..., A] to [...]; also asked outside the box.
         a_t: noisy action, [A].
-        t: diffusion time, scalar in (0, 1].
+        t: diffusion time, scalar in [0, 1].
         sde: forward SDE.
         key: random key.
-        num_samples: K, the number of guesses a_0|t.
-        chunk: guesses evaluated at once; 0 means all (memory only).
+        num_samples: K, the number of guesses.
+        chunk: guesses evaluated at once, 0 for all; bounds the memory.
 
     Returns:
-        Estimate of the gradient of log p_t at a_t, [A]; its relative error
-        falls as 1/sqrt(K) and grows quickly with t.
+        Estimate of the gradient of log p_t at a_t, [A]; its error falls as
+        1/sqrt(K) and grows quickly with t.
     """
     guesses = gaussian_proposals(key, a_t, t, sde, num_samples)
-    energies, gradients = evaluate(jax.value_and_grad(energy), guesses, chunk)
+    with_gradient = jax.value_and_grad(energy)
+    energies, gradients = evaluate(with_gradient, guesses, chunk)
     return weighted_gradient(energies, gradients, t, sde)
 
 
 # %% Guesses that stay in the box
+MIN_STD = 1e-3  # of the kernel, in units of the action
+TAIL = 10.0  # deviations beyond which a tail is taken as exponential
+
+
+def kernel_at(t, sde: SDE) -> tuple[Array, Array]:
+    """The kernel's m(t), and sigma(t) but not below MIN_STD."""
+    return sde.mean(t), jnp.maximum(sde.std(t), MIN_STD)
+
+
 class Proposals(NamedTuple):
     """Guesses of the clean action inside the box [-1, 1]^A.
 
@@ -101,41 +135,71 @@ class Proposals(NamedTuple):
 
 
 def box_proposals(
-    uniforms: Float[Array, "K A"], a_t: Float[Array, "A"], t, sde: SDE, slope
+    uniforms: Float[Array, "K A"],
+    a_t: Float[Array, "A"],
+    t,
+    sde: SDE,
+    slope: Float[Array, "A"],
 ) -> Proposals:
-    """N(a_t/m + s^2 slope, s^2 I) truncated to the box, with s = sigma/m.
+    """N(a_t/m + s^2 slope, s^2 I) cut off at the box, with s = sigma/m.
 
-    The inverse distribution function turns uniforms into samples. Each
-    coordinate is mirrored so that the box lies in the lower tail, where
-    float32 resolves the normal distribution down to 13 deviations.
+    Args:
+        uniforms: numbers in [0, 1], [K, A], one for each coordinate.
+        a_t: noisy action, [A]; may lie far outside the box.
+        t: diffusion time, scalar in [0, 1].
+        sde: forward SDE.
+        slope: tilt of the guesses, per unit of action, [A]; may be zero.
+
+    Returns:
+        K guesses in the box, their exact mean and their log-tilt.
     """
-    scale = sde.std(t) / sde.mean(t)
-    centre = a_t / sde.mean(t) + scale**2 * slope
-    left, right = (-1 - centre) / scale, (1 - centre) / scale
-    sign = jnp.where(left + right > 0, -1.0, 1.0)
-    high = jnp.maximum(jnp.where(sign > 0, right, -left), -12.0)
-    low = jnp.minimum(jnp.where(sign > 0, left, -right), high)
+    mean, std = kernel_at(t, sde)
+    scale = std / mean
+    centre = a_t / mean + scale**2 * slope
+    side = jnp.where(centre < 0, -1.0, 1.0)  # the wall nearer to the centre
+    wall = (1 - jnp.abs(centre)) / scale  # and its distance, in deviations
+    high = jnp.maximum(wall, -TAIL)
+    stretch = jnp.maximum(-wall / TAIL, 1.0)
+    low = high - 2 * stretch / scale
     p_low, p_high = ndtr(low), ndtr(high)
-    z = ndtri(p_low + uniforms * (p_high - p_low))
-    actions = jnp.clip(centre + sign * scale * z, -1, 1)
     mass = jnp.maximum(p_high - p_low, 1e-35)
+    uniforms = jnp.clip(uniforms, 1e-6, 1 - 1e-6)
+    z = ndtri(p_low + uniforms * mass)
     bend = jnp.exp(-0.5 * low**2) - jnp.exp(-0.5 * high**2)
-    mean = centre + sign * scale * bend / (mass * np.sqrt(2 * np.pi))
-    return Proposals(actions, jnp.clip(mean, -1, 1), actions @ slope)
+    mean_z = bend / (mass * np.sqrt(2 * np.pi))
+
+    def place(z):
+        return side * jnp.clip(1 + scale * (z - high) / stretch, -1, 1)
+
+    actions = place(z)
+    return Proposals(actions, place(mean_z), actions @ slope)
 
 
 def posterior_mean_score(
-    proposals: Proposals, energies: Float[Array, "K"], a_t, t, sde: SDE
+    proposals: Proposals,
+    energies: Float[Array, "K"],
+    a_t: Float[Array, "A"],
+    t,
+    sde: SDE,
 ) -> Float[Array, "A"]:
     """(m E[a_0 | a_t] - a_t) / sigma^2, the mean taken over the guesses.
 
-    The proposals' own sample mean is replaced by their exact mean (a
-    control variate), so equal weights give the exact answer.
+    Args:
+        proposals: guesses from box_proposals, K of them.
+        energies: alpha * Q at the guesses, [K].
+        a_t: noisy action, [A].
+        t: diffusion time, scalar in [0, 1].
+        sde: forward SDE.
+
+    Returns:
+        Estimate of the score, [A]; exact when the energy is constant, or
+        linear with the proposals' slope.
     """
+    mean, std = kernel_at(t, sde)
     weights = jax.nn.softmax(energies - proposals.log_tilt)
     excess = weights - 1 / len(weights)
     a_0 = proposals.mean + excess @ proposals.actions
-    return (sde.mean(t) * a_0 - a_t) / sde.std(t) ** 2
+    return (mean * a_0 - a_t) / std**2
 
 
 def box_score(
@@ -143,68 +207,105 @@ def box_score(
     a_t: Float[Array, "A"],
     t,
     sde: SDE,
-    key,
+    key: jax.Array,
     num_samples: int,
     chunk: int = 0,
 ) -> Float[Array, "A"]:
     """Monte Carlo score of exp(energy) 1[-1,1]^A diffused to time t.
 
-    Args and Returns: as idem_score. Needs values of the energy inside the
-    box only, and no gradient.
+    Needs values of the energy inside the box only, and no gradient.
+
+    Args:
+        energy: alpha * Q, maps [..., A] to [...].
+        a_t: noisy action, [A].
+        t: diffusion time, scalar in [0, 1].
+        sde: forward SDE.
+        key: random key.
+        num_samples: K, the number of guesses.
+        chunk: guesses evaluated at once, 0 for all; bounds the memory.
+
+    Returns:
+        Estimate of the gradient of log p_t at a_t, [A].
     """
     uniforms = jax.random.uniform(key, (num_samples, *a_t.shape))
-    slope = jnp.zeros_like(a_t)
-    proposals = box_proposals(uniforms, a_t, t, sde, slope)
+    proposals = box_proposals(uniforms, a_t, t, sde, jnp.zeros_like(a_t))
     energies = evaluate(energy, proposals.actions, chunk)
     return posterior_mean_score(proposals, energies, a_t, t, sde)
 
 
-# %% Both at once
-def lattice(key, num_samples: int, size: int) -> Float[Array, "K A"]:
-    """Evenly spread uniforms: a rank-one lattice with a random shift.
+# %% One gradient tilts them all
+def tilt(
+    gradient: Float[Array, "... A"], t, sde: SDE, reach: float = 0.2
+) -> Float[Array, "... A"]:
+    """How far to tilt the guesses towards a gradient of the energy.
 
-    The generalised golden ratio gives the generator; the shift makes each
-    point uniform, so that estimates keep the expectation of random ones.
+    Args:
+        gradient: gradient of the energy at the centre of the guesses,
+            moved into the box, [..., A].
+        t: diffusion time, scalar in [0, 1].
+        sde: forward SDE.
+        reach: action distance over which the energy is about linear.
+
+    Returns:
+        Slope for box_proposals, [..., A]: the full gradient where the
+        kernel is narrower than `reach`, fading as the square beyond it. A
+        coordinate of the centre never moves by more than one deviation s.
+    """
+    mean, std = kernel_at(t, sde)
+    scale = std / mean
+    slope = gradient / (1 + (scale / reach) ** 2)
+    return jnp.clip(slope, -1 / scale, 1 / scale)
+
+
+# %% Evenly spread guesses
+def lattice(
+    key: jax.Array, num_samples: int, size: int
+) -> Float[Array, "K A"]:
+    """Evenly spread uniforms: a lattice with a random shift.
+
+    Args:
+        key: random key of the shift.
+        num_samples: K, the number of points.
+        size: A, the number of coordinates of a point.
+
+    Returns:
+        Points of the unit cube, [K, A], each uniformly distributed.
     """
     root = 2.0
-    for _ in range(40):
-        root = (1 + root) ** (1 / (size + 1))
-    generator = root ** -np.arange(1.0, size + 1)
+    for _ in range(60):  # converges to the root of x^A = x + 1
+        root = (1 + root) ** (1 / size)
+    generator = np.append(1 / num_samples, root ** -np.arange(1.0, size))
     points = np.arange(num_samples)[:, None] * generator % 1
     shift = jax.random.uniform(key, (size,))
-    uniforms = (jnp.asarray(points, jnp.float32) + shift) % 1
-    return jnp.clip(uniforms, 1e-6, 1 - 1e-6)
+    return (jnp.asarray(points, jnp.float32) + shift) % 1
 
 
-def tilt(
-    gradient: Float[Array, "... A"], t, sde: SDE, reach=0.2
-) -> Float[Array, "... A"]:
-    """How far to tilt the proposals towards a gradient of the energy.
-
-    The full gradient where the kernel is narrower than `reach` (an action
-    distance over which the energy is about linear), fading as the square
-    beyond it; the shift s^2 * slope never exceeds two deviations s.
-    """
-    scale = sde.std(t) / sde.mean(t)
-    slope = gradient / (1 + (scale / reach) ** 2)
-    return jnp.clip(slope, -2 / scale, 2 / scale)
-
-
+# %% The combined estimator
 def combined_score(
     energy: Energy,
     a_t: Float[Array, "A"],
     t,
     sde: SDE,
-    key,
+    key: jax.Array,
     num_samples: int,
     chunk: int = 0,
 ) -> Float[Array, "A"]:
-    """Posterior mean under guesses tilted by one gradient of the energy.
+    """Posterior mean under evenly spread guesses, tilted by one gradient.
 
-    Exact as t -> 0, where the tilt alone is the answer (as in idem_score),
-    and accurate at large t (as box_score); one gradient instead of K.
+    For the target of box_score: exact as t -> 0, where the tilt alone is
+    the answer (as in idem_score), accurate at large t (as box_score).
 
-    Args and Returns: as idem_score, for the target of box_score.
+    Args:
+        energy: alpha * Q, maps [..., A] to [...].
+        a_t: noisy action, [A].
+        t: diffusion time, scalar in [0, 1].
+        sde: forward SDE.
+        key: random key.
+        num_samples: K, the number of guesses.
+        chunk: guesses evaluated at once, 0 for all; bounds the memory.
+
+    Returns:
+        Estimate of the gradient of log p_t at a_t, [A].
     """
     near = jnp.clip(a_t / sde.mean(t), -1, 1)
     slope = tilt(jax.grad(energy)(near), t, sde)

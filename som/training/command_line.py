@@ -16,6 +16,7 @@ __all__ = [
     "action_times",
     "physics_speeds",
     "loop_speed",
+    "benchmark",
     "parser",
     "main",
 ]
@@ -253,7 +254,7 @@ def _print_final(record: dict[str, Any]) -> None:
 
 def _report(out: Path) -> None:
     record = read_record(out / "record.json")
-    print(f"{record['algo']} on {record['env']}, {record['profile']} profile:")
+    print(f"{record['algo']} on {record['env']}, profile {record['profile']}:")
     _print_final(record)
     print(f"learned in {_clock(record['wall_seconds'])}")
     print(f"  curve   {out / 'learning_curve.png'}")
@@ -269,7 +270,7 @@ def _settings(run: dict[str, Any]) -> dict[str, Any]:
     kind: Any = AGENTS[run["algo"]]
     agent = kind.profiles[run["profile"]]
     agent = dataclasses.replace(agent, **run["agent"])
-    every = {**dataclasses.asdict(agent), **run["loop"], **head}
+    every = {**head, **dataclasses.asdict(agent), **run["loop"]}
     return json.loads(json.dumps(every))
 
 
@@ -329,7 +330,7 @@ def _train(args: argparse.Namespace) -> None:
         _check_same(out, wanted)
         _resume(args)
         return
-    with ProgressLine(args.steps, Console()) as progress:
+    with ProgressLine(args.steps, Console(force_jupyter=False)) as progress:
         loop.train(
             args.algo, args.env, args.steps, args.seeds, args.profile,
             out, progress, **wanted["agent"], **wanted["loop"],
@@ -344,7 +345,7 @@ def _resume(args: argparse.Namespace) -> None:
     else:
         steps = read_record(out / "config.json")["steps"]
         print(f"continuing the unfinished run in {out}.")
-        with ProgressLine(steps, Console()) as progress:
+        with ProgressLine(steps, Console(force_jupyter=False)) as progress:
             loop.resume(out, progress)
     _report(out)
 
@@ -744,6 +745,12 @@ def loop_speed(
     }
 
 
+def _show_machine(record: dict[str, Any]) -> None:
+    facts = record["provenance"]
+    print(f"{facts['cpu']}, {facts['cores']} cores, JAX {facts['jax']} on")
+    print(f"{facts['device']}, medians of {record['repeats']}")
+
+
 def _show(title: str, rows: dict[str, float]) -> None:
     print(title)
     for name, value in rows.items():
@@ -751,27 +758,36 @@ def _show(title: str, rows: dict[str, float]) -> None:
         print(f"  {name:28} {value:12,.{digits}f}")
 
 
-def _benchmark(args: argparse.Namespace) -> None:
-    repeats = args.repeats
-    record: dict[str, Any] = {"provenance": provenance(), "repeats": repeats}
-    machine = record["provenance"]
-    print(f"{machine['cpu']}, {machine['cores']} cores; JAX on "
-          f"{machine['device']}; medians of {repeats}")  # fmt: skip
+def benchmark(repeats: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Measure everything, one table after the other.
+
+    Args:
+        repeats: timings per median.
+
+    Yields:
+        The title of a table, and its rows.
+    """
     peak = matmul_peak(repeats)
-    record["matmul GFLOP/s"] = peak / 1e9
-    print(f"float32 matrix product {peak / 1e9:,.0f} GFLOP/s")
+    yield "float32 matrix product", {"GFLOP/s": peak / 1e9}
     for profile in ("paper", "paper-literal", "laptop"):
         # The laptop profile does not chunk; here it is asked to, to compare.
         chunk = {"chunk": 5} if profile == "laptop" else {}
-        result = update_times(profile, repeats, peak, **chunk)
-        record[f"update, {profile}"] = result
-        _show(f"update, {profile} profile, HalfCheetah's sizes", result)
-    record["action"] = action_times(repeats)
-    _show("one action, paper profile", record["action"])
-    record["physics"] = physics_speeds(environments.RULES, repeats)
-    _show("environment steps per second, 8 copies", record["physics"])
-    record["loop"] = loop_speed(repeats)
-    _show("the loop, laptop profile, HalfCheetah-v4", record["loop"])
+        title = f"one update, {profile} profile, HalfCheetah's sizes"
+        yield title, update_times(profile, repeats, peak, **chunk)
+    yield "one action, paper profile", action_times(repeats)
+    speeds = physics_speeds(environments.RULES, repeats)
+    yield "environment steps per second, 8 copies", speeds
+    yield "the loop, laptop profile, HalfCheetah-v4", loop_speed(repeats)
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    record: dict[str, Any] = {
+        "provenance": provenance(), "repeats": args.repeats, "tables": {}
+    }  # fmt: skip
+    _show_machine(record)
+    for title, rows in benchmark(args.repeats):
+        record["tables"][title] = rows
+        _show(title, rows)
     if args.json:
         write_record(args.json, record)
         print(f"written to {args.json}")

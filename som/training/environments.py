@@ -131,9 +131,7 @@ class Pusher(PusherEnv):
         )
 
 
-def make_one(
-    env_id: str, paper_physics: bool = True, **kwargs
-) -> gym.Env:
+def make_one(env_id: str, paper_physics: bool = True, **kwargs) -> gym.Env:
     """Make one Gymnasium environment; v4 tasks get the paper's physics.
 
     Args:
@@ -178,8 +176,7 @@ def _find(env_id):
         match = difflib.get_close_matches
         near = match(env_id, TASKS, 1) or match(env_id, gym.registry, 1, 0)
         raise ValueError(
-            f"{env_id!r} is no Gymnasium task: "
-            f"did you mean {near[0]!r}?"
+            f"{env_id!r} is no Gymnasium task: did you mean {near[0]!r}?"
         ) from error
 
 
@@ -218,6 +215,7 @@ def _cost(action):
 
 def _speed(alive, weight, x=lambda d: d["qpos"][:, 0]):
     """Reward speed along x, being alive, and small actions."""
+
     def reward(before, after, action, dt):
         return (x(after) - x(before)) / dt + alive - weight * _cost(action)
 
@@ -290,17 +288,16 @@ def _pusher_reward(before, after, action, dt):
     return -far - 0.1 * _cost(action) - 0.5 * near
 
 
-_torso_x = lambda d: d["xpos"][:, 1, 0]  # noqa: E731
-
 RULES = {
     "Ant-v4": Rules(
-        _joints(2), _speed(1.0, 0.5, _torso_x), _ant_healthy, ("xpos",)
+        _joints(2),
+        _speed(1.0, 0.5, x=lambda d: d["xpos"][:, 1, 0]),
+        _ant_healthy,
+        ("xpos",),
     ),
     "HalfCheetah-v4": Rules(_joints(1), _speed(0.0, 0.1)),
     "Hopper-v4": Rules(_joints(1, 10), _speed(1.0, 1e-3), _hopper_healthy),
-    "Walker2d-v4": Rules(
-        _joints(1, 10), _speed(1.0, 1e-3), _walker_healthy
-    ),
+    "Walker2d-v4": Rules(_joints(1, 10), _speed(1.0, 1e-3), _walker_healthy),
     "Swimmer-v4": Rules(_joints(2), _speed(0.0, 1e-4)),
     "InvertedDoublePendulum-v4": Rules(
         _pendulum_observe,
@@ -578,8 +575,7 @@ def _check_spaces(env_id, action, observation):
         )
     if not action.is_bounded():
         raise ValueError(
-            f"{env_id} takes actions from {action}: "
-            "finite bounds are wanted"
+            f"{env_id} takes actions from {action}: finite bounds are wanted"
         )
     if not isinstance(observation, box) or len(observation.shape) != 1:
         raise ValueError(

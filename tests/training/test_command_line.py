@@ -273,6 +273,25 @@ def test_another_run_in_the_folder_is_refused(run, capsys, words, message):
     assert before == (run / "record.json").read_bytes()
 
 
+def test_the_same_words_continue_an_interrupted_run(run, tmp_path, capsys, monkeypatch):
+    words = command(*TRAIN, "--seeds", "2", "--out", str(tmp_path))
+
+    def interrupt(self, step, metrics):
+        if step == 400:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressLine, "__call__", interrupt)
+        assert main(words) == 130
+    assert f"resume {tmp_path}" in capsys.readouterr().err
+    assert main(words) == 0
+    assert "continuing the unfinished run" in capsys.readouterr().out
+    with np.load(run / "policy.npz") as one, np.load(tmp_path / "policy.npz") as two:
+        assert one.files == two.files
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
 def test_evaluate(run, capsys):
     assert main(["evaluate", str(run), "--episodes", "3", "--seed", "1"]) == 0
     first = capsys.readouterr().out
@@ -349,20 +368,22 @@ def test_failed_film_leaves_the_old_one(tmp_path, renderer):
     assert out.read_bytes() == b"old" and os.listdir(tmp_path) == [out.name]
 
 
-def test_ctrl_c_keeps_what_is_saved_and_train_goes_on(tmp_path):
+def test_ctrl_c_keeps_what_is_saved(tmp_path):
     out = tmp_path / "run"
     words = command("train", "--env", TASK, "--out", str(out))
     child = subprocess.Popen(
-        [sys.executable, "-m", "som", *words, "--steps", "1e7"],
+        [sys.executable, "-m", "som", *words, "--steps", "1e7", "--set", "warmup=1e7"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    line = child.stdout.readline()
-    while "steps/s" not in line:
-        assert line, child.stderr.read()
+    try:
         line = child.stdout.readline()
-    time.sleep(1.0)
-    child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+        while "steps/s" not in line:
+            assert line, child.stderr.read()
+            line = child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=300)
+    finally:
+        child.kill()
     assert child.returncode == 130, errors
     assert errors.count("som: interrupted") == 1 and "Traceback" not in errors
     assert f"resume {out}" in errors
