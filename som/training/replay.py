@@ -27,7 +27,8 @@ from som.agent.critic import Transition
 class Replay(NamedTuple):
     """Ring buffer of transitions, one packed row each, on the device.
 
-    rows [C, D] with D = 2 O + A + 2; added counts all rows ever written.
+    rows [C, D] with D = 2 O + A + 2, Equation (eq-replay-width) of the
+    chapter; added counts all rows ever written (below 2^31).
     """
 
     rows: Float[Array, "C D"]
@@ -35,7 +36,12 @@ class Replay(NamedTuple):
 
 
 def init(capacity: int, observation_size: int, action_size: int) -> Replay:
-    """An empty buffer of capacity rows.
+    """An empty buffer.
+
+    Args:
+        capacity: C, the most rows it holds.
+        observation_size: O.
+        action_size: A.
 
     Raises:
         ValueError: capacity is below one.
@@ -47,30 +53,70 @@ def init(capacity: int, observation_size: int, action_size: int) -> Replay:
 
 
 def pack(batch: Transition) -> Float[np.ndarray, "... D"]:
-    """Transitions side by side in one float32 array, on the host."""
+    """Transitions side by side in one float32 array, on the host.
+
+    Args:
+        batch: transitions with any leading axes, NumPy arrays.
+
+    Returns:
+        Rows [..., D] in the order s, a, r, terminated, s'.
+    """
     parts = [batch.observation, batch.action, batch.reward[..., None]]
     parts += [batch.terminated[..., None], batch.next_observation]
     return np.concatenate([np.asarray(p, np.float32) for p in parts], -1)
 
 
 def unpack(rows: Float[Array, "... D"], action_size: int) -> Transition:
-    """Undo pack; the observation size follows from the width."""
+    """Undo pack; the observation size follows from the width.
+
+    Args:
+        rows: packed rows [..., D].
+        action_size: A.
+
+    Returns:
+        The transitions; terminated is 0.0 or 1.0.
+    """
     size = (rows.shape[-1] - action_size - 2) // 2
     cuts = [size, size + action_size, size + action_size + 1]
     s, a, r, rest = jnp.split(rows, cuts, -1)
     return Transition(s, a, r[..., 0], rest[..., 0], rest[..., 1:])
 
 
-# %% Add and sample
+# %% A ring
 def add(replay: Replay, rows: Float[Array, "n D"]) -> Replay:
-    """Write n rows over the oldest ones (in place where donated)."""
+    """Write rows over the oldest ones, Equation (eq-replay-place).
+
+    Under jit with the buffer donated, the write happens in place.
+
+    Args:
+        replay: the buffer.
+        rows: n packed rows, oldest first, n at most the capacity.
+
+    Raises:
+        ValueError: more rows than the buffer holds.
+    """
     capacity = len(replay.rows)
+    if len(rows) > capacity:
+        raise ValueError(
+            f"{len(rows)} rows are given to a buffer of {capacity}; "
+            "at most that many are wanted"
+        )
     places = (replay.added + jnp.arange(len(rows))) % capacity
     return Replay(replay.rows.at[places].set(rows), replay.added + len(rows))
 
 
-def sample(replay: Replay, key, num: int) -> Float[Array, "B D"]:
-    """Draw num rows, uniformly with replacement, from those written."""
+# %% Uniform, with replacement
+def sample(replay: Replay, key: jax.Array, num: int) -> Float[Array, "B D"]:
+    """Draw rows uniformly, with replacement, from those written.
+
+    Args:
+        replay: a buffer with at least one row.
+        key: random key.
+        num: B, rows to draw.
+
+    Returns:
+        Packed rows [B, D].
+    """
     filled = jnp.minimum(replay.added, len(replay.rows))
     places = jax.random.randint(key, (num,), 0, filled)
     return replay.rows[places]

@@ -52,9 +52,7 @@ def test_the_true_average_velocity_is_its_own_target(batch):
     found = jax.jit(jax.vmap(partial(three_targets, exact_u, exact_v)))(*batch)
     expected = jax.vmap(exact_u)(*batch)
     for name, values in found.items():
-        np.testing.assert_allclose(
-            values, expected, rtol=2e-3, atol=2e-4, err_msg=name
-        )
+        np.testing.assert_allclose(values, expected, rtol=2e-3, atol=2e-4, err_msg=name)
 
 
 def test_targets_of_another_function_are_not_that_function(batch):

@@ -59,7 +59,9 @@ def test_integrate_is_of_second_order(sde):
         return velocity(-a / spread(sde, t, width) ** 2, a, t, sde)
 
     errors = [
-        float(jnp.abs(jax.jit(lambda a, n=n: integrate(field, a, n))(a_1) - exact).max())
+        float(
+            jnp.abs(jax.jit(lambda a, n=n: integrate(field, a, n))(a_1) - exact).max()
+        )
         for n in (16, 32, 64)
     ]
     orders = np.log2(np.array(errors[:-1]) / errors[1:])
