@@ -305,6 +305,7 @@ def main(argv=None):
         names = [name for name in names if any(part in name for part in args.pages)]
     handler = functools.partial(Handler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *args: None  # the browser hung up: no matter
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_address[1]}/"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:

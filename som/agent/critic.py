@@ -36,7 +36,7 @@ class Transition(NamedTuple):
     next_observation: Float[Array, "... O"]
 
 
-# %% The target
+# %% Why a distribution
 class Target(NamedTuple):
     """Where one critic update aims: the mean and a sample of the return."""
 
@@ -45,16 +45,16 @@ class Target(NamedTuple):
 
 
 def td_target(
-    key,
+    key: jax.Array,
     reward: Float[Array, "B"],
     discount: Float[Array, "B"],
     next_mean: Float[Array, "B 2"],
     next_std: Float[Array, "B 2"],
 ) -> Target:
-    """Bellman target of the twin distributional critic.
+    """Bellman target of the twin distributional critic (DSAC-T, DACER).
 
     The twin with the smaller mean speaks for both. The sample adds its
-    standard deviation times a normal number cut at three, drawn apart for
+    standard deviation times a normal number cut to [-3, 3], drawn apart for
     each twin.
 
     Args:
@@ -62,6 +62,9 @@ def td_target(
         reward: scaled reward, [B].
         discount: gamma, or zero after a terminal step, [B].
         next_mean, next_std: target critics at (s', a'), [B, 2].
+
+    Returns:
+        Mean of the return [B, 1] and a sample of it for each twin [B, 2].
     """
     pick = jnp.argmin(next_mean, -1, keepdims=True)
     mean = jnp.take_along_axis(next_mean, pick, -1)
@@ -71,7 +74,7 @@ def td_target(
     return Target(reward + discount * mean, reward + discount * (mean + std * z))
 
 
-# %% The loss
+# %% From the likelihood to the loss
 def critic_loss(
     mean: Float[Array, "B 2"],
     std: Float[Array, "B 2"],
@@ -80,13 +83,17 @@ def critic_loss(
 ) -> Float[Array, ""]:
     """Distributional critic loss of DACER (after DSAC-T), summed over twins.
 
-    Its gradient is that of a Gaussian log-likelihood with the sample kept
-    within 3 `bound` of the mean, and steps scaled by bound^2.
+    Only its gradient has a meaning: that of a Gaussian log-likelihood, with
+    the sample kept within 3 bound of the mean, denominators kept away from
+    zero by 0.1, and steps scaled back by bound^2 + 0.1.
 
     Args:
         mean, std: online critics at (s, a), [B, 2].
         target: from td_target.
-        bound: running mean of std per twin, [2].
+        bound: running mean of std per twin, a constant here, [2].
+
+    Returns:
+        Scalar whose gradient moves mean and std.
     """
     sg = jax.lax.stop_gradient
     gap = jnp.clip(target.sample - mean, -3 * bound, 3 * bound)
@@ -96,18 +103,37 @@ def critic_loss(
     return -jnp.sum((bound**2 + 0.1) * jnp.mean(gain, 0))
 
 
+# %% The running bound
 def update_bound(
     bound: Float[Array, "2"],
     std: Float[Array, "B 2"],
     tau: float,
     first: Bool[Array, ""],
 ) -> Float[Array, "2"]:
-    """Running mean of the twins' std; the first batch starts it, [2]."""
+    """Running mean of the twins' std; the first batch starts it.
+
+    Args:
+        bound: the value so far, ignored if first, [2].
+        std: online critics at the batch, [B, 2].
+        tau: share of the batch in the new value.
+        first: whether this is the first batch.
+
+    Returns:
+        New bound without gradient, [2].
+    """
     batch = jax.lax.stop_gradient(jnp.mean(std, 0))
     return jnp.where(first, batch, bound + tau * (batch - bound))
 
 
 # %% Targets that lag
 def polyak(target, online, tau: float):
-    """Move every leaf of target the fraction tau towards online."""
+    """Move every leaf of target the fraction tau towards online.
+
+    Args:
+        target, online: pytrees of one structure.
+        tau: fraction, 0 keeps target, 1 copies online.
+
+    Returns:
+        Pytree of the same structure.
+    """
     return jax.tree.map(lambda x, y: x + tau * (y - x), target, online)

@@ -98,7 +98,7 @@ class SOMConfig:
                 )
 
 
-# %% State
+# %% The state
 class SOMState(NamedTuple):
     """All that changes while the agent learns (a pytree of arrays)."""
 
@@ -309,7 +309,7 @@ def critic_step(agent: "SOM", state: SOMState, batch: Transition, key):
     return optax.apply_updates(state.critic, updates), opt, bound, metrics
 
 
-# %% The policy's step
+# %% The policy's step and the temperature's
 def policy_step(agent: "SOM", state: SOMState, batch: Transition, key):
     """One Adam step of the policy against the critic of the last update."""
     loss, grads = jax.value_and_grad(

@@ -6,40 +6,49 @@ Exported by tools/export.py from book/training/loop.md; edit the chapter.
 __all__ = [
     "LoopConfig",
     "LOOPS",
+    "INIT",
+    "ACT",
+    "LEARN",
     "seed_axes",
     "init_seeds",
+    "fold",
     "learn",
     "store",
+    "acting",
     "act",
     "Policy",
     "evaluate",
     "Run",
+    "restore_agent",
     "Trainer",
     "collect",
     "run_chunk",
+    "check_finite",
     "save_checkpoint",
     "load_checkpoint",
-    "acting",
     "save_policy",
     "load",
     "interruptible",
     "make_record",
     "save_all",
-    "evaluate_now",
     "EVALUATION_SEED",
+    "evaluate_now",
     "finish",
     "train",
     "resume",
 ]
 
 # %% Imports
+import json
 import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from operator import index as whole
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +61,14 @@ from som.agent.som import AGENTS, closest, make_agent
 from som.training import environments, records, replay
 
 
-# %% The schedule
+# %% The order of one run
 @dataclass(frozen=True)
 class LoopConfig:
-    """How experience and updates alternate; defaults are the paper's."""
+    """How experience and updates alternate; defaults are the paper's.
+
+    Raises:
+        ValueError: a field that is not a number of the right kind and size.
+    """
 
     num_envs: int = 5  # environments per seed
     warmup: int = 100_000  # environment steps of uniform actions
@@ -68,11 +81,21 @@ class LoopConfig:
 
     def __post_init__(self):
         for f in fields(self):
-            value = getattr(self, f.name)
-            if value < (0 if f.name == "warmup" else 1e-9):
+            value, count = getattr(self, f.name), f.type is int
+            least = 0 if f.name == "warmup" else 1 if count else 1e-9
+            kind = int if count else int | float
+            if not (isinstance(value, kind) and value >= least):
+                noun = "whole number" if count else "number"
                 raise ValueError(
-                    f"{f.name} is {value}; a positive number is wanted"
+                    f"{f.name} is {value!r}; "
+                    f"a {noun} of at least {least:g} is wanted"
                 )
+        rows = self.vector_steps * self.num_envs
+        if rows > self.capacity:
+            raise ValueError(
+                f"capacity is {self.capacity}; at least the {rows} rows of "
+                "one chunk are wanted"
+            )
 
     @property
     def vector_steps(self) -> int:
@@ -97,21 +120,37 @@ LOOPS = {
         checkpoint_seconds=60.0,
     ),
 }
+"""Schedules by the name of their profile."""
 
 
 # %% Seeds side by side
+INIT, ACT, LEARN = 0, 1, 2  # streams of random keys
+
+
 def seed_axes(state):
-    """vmap axes of an agent's state: 0, but the common step has none."""
+    """The vmap axes of an agent's state: all 0, but none for the step."""
     return jax.tree.map(lambda _: 0, state)._replace(step=None)
 
 
 def init_seeds(agent, seeds: tuple[int, ...]):
-    """Agent states of all seeds, stacked [S, ...]; one common step."""
-    keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
+    """Agent states of all seeds, stacked [S, ...], with one common step.
+
+    Args:
+        agent: the algorithm.
+        seeds: non-negative integers.
+    """
+    keys = fold(jnp.stack([jax.random.PRNGKey(s) for s in seeds]), INIT)
     state = jax.vmap(agent.init)(keys)
     return state._replace(step=state.step[0])
 
 
+@jax.jit
+def fold(keys, i):
+    """Random keys [S, 2] of the number i, from parents [S, 2]."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+
+
+# %% Learning: many updates in one dispatch
 @partial(jax.jit, static_argnames=("agent", "updates"), donate_argnums=2)
 def learn(agent, state, buffer, rows, keys, updates: int):
     """Add fresh rows, then make many updates, in one dispatch.
@@ -137,7 +176,7 @@ def learn(agent, state, buffer, rows, keys, updates: int):
         return agent.update(state, batch, k_update)
 
     def body(state, i):
-        now = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        now = fold(keys, i)
         return jax.vmap(one, (axes, 0, 0), (axes, 0))(state, buffer, now)
 
     state, metrics = jax.lax.scan(body, state, jnp.arange(updates))
@@ -147,14 +186,30 @@ def learn(agent, state, buffer, rows, keys, updates: int):
 store = jax.jit(jax.vmap(replay.add), donate_argnums=0)
 
 
+# %% Acting, and a policy to use
+def acting(agent, state):
+    """The state without what only learning needs."""
+    return state._replace(**dict.fromkeys(agent.learning_only, ()))
+
+
 @partial(jax.jit, static_argnames=("agent", "explore"))
 def act(agent, state, observation, keys, explore: bool):
-    """Actions of all seeds, [S, E, A], for observations [S, E, O]."""
+    """Actions of all seeds.
+
+    Args:
+        agent: the algorithm.
+        state: agent states [S, ...], whole or as `acting` leaves them.
+        observation: [S, E, O].
+        keys: random keys [S, 2].
+        explore: add the exploration noise.
+
+    Returns:
+        Actions in [-1, 1], [S, E, A].
+    """
     choose = partial(agent.act, explore=explore)
     return jax.vmap(choose, (seed_axes(state), 0, 0))(state, observation, keys)
 
 
-# %% A policy to use
 class Policy:
     """A trained policy: NumPy observations in, NumPy actions out.
 
@@ -167,48 +222,56 @@ class Policy:
     """
 
     def __init__(self, agent, state, env_id: str, low, high, index: int = 0):
-        axes = seed_axes(state)
         self.agent, self.env_id = agent, env_id
         self.algo = next(k for k, v in AGENTS.items() if isinstance(agent, v))
-        self.state = jax.tree.map(
-            lambda x, axis: x if axis is None else x[index],
-            state,
-            axes,
-            is_leaf=lambda x: x is None,
-        )
-        self.low, self.high = np.asarray(low), np.asarray(high)
+        state = acting(agent, state)
+        own = jax.tree.map(lambda x: jnp.asarray(x)[index], state._replace(step=()))
+        self.state = own._replace(step=jnp.asarray(state.step))
+        self.low, self.high = np.float32(low), np.float32(high)
         self.calls = 0
 
     def act(self, observation) -> np.ndarray:
-        """Action in [-1, 1] for an observation [O] or several [B, O].
+        """Action in [-1, 1], without exploration noise.
+
+        Args:
+            observation: [O] or [B, O].
+
+        Returns:
+            [A] or [B, A].
 
         Raises:
             ValueError: another shape, or a number that is not finite.
         """
         observation = np.asarray(observation, np.float32)
         size = self.agent.observation_size
-        if observation.shape[-1:] != (size,) or observation.ndim > 2:
+        if observation.ndim not in (1, 2) or observation.shape[-1] != size:
             raise ValueError(
-                f"observation has shape {observation.shape}; "
+                f"observation has shape {list(observation.shape)}; "
                 f"[{size}] or [B, {size}] is wanted"
             )
         if not np.isfinite(observation).all():
-            raise ValueError("observation holds NaN or infinity")
+            raise ValueError(
+                "observation holds NaN or infinity; finite numbers are wanted"
+            )
         self.calls += 1
-        key = jax.random.PRNGKey(self.calls)
-        return np.asarray(_act_one(self.agent, self.state, observation, key))
+        return np.asarray(
+            _act_one(self.agent, self.state, observation, self.calls)
+        )
 
     def __call__(self, observation) -> np.ndarray:
-        """Action in the environment's own units, [A] or [B, A]."""
+        """Action in the task's own units, [A] or [B, A]; see act."""
         return environments.rescale(self.act(observation), self.low, self.high)
 
 
 @partial(jax.jit, static_argnames="agent")
-def _act_one(agent, state, observation, key):
-    return agent.act(state, observation, key)
+def _act_one(agent, state, observation, calls):
+    return agent.act(state, observation, jax.random.PRNGKey(calls))
 
 
-def evaluate(policy: Policy, env: str, episodes: int = 20, seed: int = 0):
+# %% Evaluation
+def evaluate(
+    policy: Policy, env: str, episodes: int = 20, seed: int = 0
+) -> np.ndarray:
     """Undiscounted returns of whole episodes, without exploration noise.
 
     Args:
@@ -218,7 +281,10 @@ def evaluate(policy: Policy, env: str, episodes: int = 20, seed: int = 0):
         seed: seed of the environments.
 
     Returns:
-        Returns, [episodes].
+        Returns, [episodes], the first episode of each environment.
+
+    Raises:
+        ValueError: no episodes, or an unknown task.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; at least 1 is wanted")
@@ -233,13 +299,13 @@ def evaluate(policy: Policy, env: str, episodes: int = 20, seed: int = 0):
     return returns
 
 
-# %% One run
+# %% What a run holds
 @dataclass
 class Run:
     """What train returns.
 
-    record: the run record (see the chapter on records); policy: the first
-    seed's policy; out: the run's folder, or None.
+    record: the run record, equal to record.json where a folder was given;
+    policy: the first seed's policy; out: the run's folder, or None.
     """
 
     record: dict[str, Any]
@@ -247,8 +313,28 @@ class Run:
     out: Path | None
 
 
+def restore_agent(config: dict[str, Any], observation_size, action_size):
+    """The agent of a configuration, also of one that JSON has stored."""
+    overrides = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config["agent"].items()
+    }
+    return make_agent(
+        config["algo"],
+        observation_size,
+        action_size,
+        config["profile"],
+        **overrides,
+    )
+
+
 class Trainer:
-    """Everything that a run holds between two dispatches."""
+    """Everything that a run holds between two chunks, but its buffers.
+
+    Args:
+        config: algo, env, steps, seeds, profile, the overrides of the
+            agent's config (agent) and the whole LoopConfig (loop).
+    """
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
@@ -259,21 +345,21 @@ class Trainer:
             for seed in self.seeds
         ]
         sizes = self.envs[0].observation_size, self.envs[0].action_size
-        self.agent = make_agent(
-            config["algo"], *sizes, config["profile"], **config["agent"]
-        )
+        self.agent = restore_agent(config, *sizes)
         self.keys = jnp.stack([jax.random.PRNGKey(s) for s in self.seeds])
         self.state = init_seeds(self.agent, self.seeds)
-        self.chunk, self.seconds, self.curve = 0, 0.0, []
+        self.chunk, self.seconds = 0, 0.0
+        self.curve: list[dict[str, Any]] = []
         width = 2 * sizes[0] + sizes[1] + 2
         n = self.loop.vector_steps * self.loop.num_envs
         self.rows = np.zeros((len(self.seeds), n, width), np.float32)
         self.observation = np.stack([env.reset() for env in self.envs])
+        self.learner = ThreadPoolExecutor(1)  # see run_chunk
 
     def empty_buffer(self):
         """Replay buffers of all seeds, [S, ...]."""
         sizes = self.agent.observation_size, self.agent.action_size
-        one = replay.init(self.loop.capacity, *sizes)
+        one = jax.eval_shape(partial(replay.init, self.loop.capacity, *sizes))
         return jax.tree.map(
             lambda x: jnp.zeros((len(self.seeds), *x.shape), x.dtype), one
         )
@@ -285,12 +371,11 @@ class Trainer:
 
     @property
     def chunks(self) -> int:
-        """Dispatches in the whole run."""
+        """Chunks of the whole run."""
         return -(-self.config["steps"] // self.rows.shape[1])
 
     def key(self, stream: int, i: int):
-        """Random keys [S, 2] of a stream (0 acting, 1 learning) at i."""
-        fold = jax.vmap(jax.random.fold_in, (0, None))
+        """Random keys [S, 2] of a stream in chunk i, Equation (eq-loop-keys)."""
         return fold(fold(self.keys, stream), i)
 
     def policy(self, index: int = 0) -> Policy:
@@ -306,6 +391,7 @@ class Trainer:
         )
 
 
+# %% Collecting a chunk
 def collect(trainer: Trainer, state) -> np.ndarray:
     """Step every environment for one chunk with a fixed state's policy.
 
@@ -316,41 +402,33 @@ def collect(trainer: Trainer, state) -> np.ndarray:
     Returns:
         Packed transitions [S, n, D], in time order.
     """
-    loop, shape = trainer.loop, trainer.observation.shape[:2]
-    shape = (*shape, trainer.agent.action_size)
+    loop, state = trainer.loop, acting(trainer.agent, state)
+    size = loop.num_envs, trainer.agent.action_size
     warm = trainer.steps < loop.warmup
-    keys = trainer.key(0, trainer.chunk)
-    rows = []
-    for i in range(loop.vector_steps):
-        now = _fold(keys, i)
+    keys = trainer.key(ACT, trainer.chunk)
+    keys = np.asarray(_fold_each(keys, loop.vector_steps))
+    moves = []
+    for now in keys:
         if warm:
-            action = np.asarray(_uniform(now, shape[1:]))
+            action = np.asarray(_uniform(now, size))
         else:
             action = np.asarray(
                 act(trainer.agent, state, trainer.observation, now, True)
             )
-        steps = [
-            env.step(a) for env, a in zip(trainer.envs, action, strict=True)
-        ]
-        step = environments.Step(*map(np.stack, zip(*steps, strict=True)))
-        rows.append(
-            replay.pack(
-                Transition(
-                    trainer.observation,
-                    action,
-                    step.reward,
-                    step.terminated,
-                    step.next_observation,
-                )
-            )
+        pairs = zip(trainer.envs, action, strict=True)
+        steps = zip(*(env.step(a) for env, a in pairs), strict=True)
+        step = environments.Step(*map(np.stack, steps))
+        last, trainer.observation = trainer.observation, step.observation
+        moves.append(
+            (last, action, step.reward, step.terminated, step.next_observation)
         )
-        trainer.observation = step.observation
-    return np.stack(rows, 1).reshape(trainer.rows.shape)
+    stacked = (np.stack(part, 1) for part in zip(*moves, strict=True))
+    return replay.pack(Transition(*stacked)).reshape(trainer.rows.shape)
 
 
-@jax.jit
-def _fold(keys, i):
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+@partial(jax.jit, static_argnames="num")
+def _fold_each(keys, num):
+    return jax.vmap(partial(fold, keys))(jnp.arange(num))
 
 
 @partial(jax.jit, static_argnames="shape")
@@ -359,99 +437,147 @@ def _uniform(keys, shape):
     return jax.vmap(lambda k: draw(k))(keys)
 
 
-# %% The loop itself
+# %% One chunk: the device learns while the host simulates
 def run_chunk(trainer: Trainer, buffer):
     """Learn from the past on the device while the host makes experience.
+
+    Args:
+        trainer: moves on by one chunk.
+        buffer: replay buffers; donated.
 
     Returns:
         The buffers, and metrics [S] (empty before learning starts).
 
     Raises:
-        FloatingPointError: a metric is not finite.
+        FloatingPointError: a metric or a parameter is not finite.
     """
-    before, metrics = trainer.state, {}
+    before, metrics, job = trainer.state, {}, None
     if trainer.chunk and trainer.steps >= trainer.loop.warmup:
-        trainer.state, buffer, metrics = learn(
+        job = trainer.learner.submit(
+            learn,
             trainer.agent,
             before,
             buffer,
             trainer.rows,
-            trainer.key(1, trainer.chunk),
+            trainer.key(LEARN, trainer.chunk),
             trainer.loop.updates,
         )
     elif trainer.chunk:
         buffer = store(buffer, trainer.rows)
     trainer.rows = collect(trainer, before)
     trainer.chunk += 1
-    metrics = jax.device_get(metrics)
-    for name, value in metrics.items():
-        if not np.isfinite(value).all():
-            raise FloatingPointError(
-                f"training diverged: {name} is {value} at step {trainer.steps}"
-            )
+    if job:
+        trainer.state, buffer, metrics = job.result()
+        metrics = jax.device_get(metrics)
+        check_finite(trainer, metrics)
     return buffer, metrics
 
 
-# %% Saving and resuming
-def save_checkpoint(trainer: Trainer, buffer, path: Path) -> None:
-    """Write all that resume needs, atomically; only the filled rows."""
-    filled = min(int(buffer.added[0]), trainer.loop.capacity)
-    tree = {
+def check_finite(trainer: Trainer, metrics: dict[str, np.ndarray]) -> None:
+    """Refuse a diverged state.
+
+    Raises:
+        FloatingPointError: a metric or a parameter is not finite.
+    """
+    sound = {**metrics, "a parameter": np.asarray(_all_finite(trainer.state))}
+    for name, value in sound.items():
+        for seed, number in zip(trainer.seeds, value, strict=True):
+            if not np.isfinite(number):
+                raise FloatingPointError(
+                    f"training diverged: {name} of seed {seed} is not "
+                    f"finite at step {trainer.steps}"
+                )
+
+
+@jax.jit
+def _all_finite(state):
+    """Zero for each seed whose state is finite, else NaN, [S]."""
+    leaves = jax.tree.leaves(state._replace(step=()))
+    return sum(jnp.sum(0 * x.reshape(len(x), -1), 1) for x in leaves)
+
+
+# %% What is saved, and how a run resumes
+def _contents(trainer: Trainer, buffer, rows) -> dict[str, Any]:
+    """What a checkpoint holds, with these rows of the buffers."""
+    return {
         "state": trainer.state,
-        "buffer": buffer._replace(rows=buffer.rows[:, :filled]),
+        "buffer": buffer._replace(rows=rows),
         "rows": trainer.rows,
         "envs": [env.state() for env in trainer.envs],
     }
+
+
+def save_checkpoint(trainer: Trainer, buffer, path: Path) -> None:
+    """Write all that resume needs, atomically; only the filled rows.
+
+    Args:
+        trainer: at the end of a chunk.
+        buffer: its replay buffers.
+        path: the file.
+
+    Raises:
+        records.CheckpointError: it cannot be written; an old one is intact.
+    """
+    filled = min(int(buffer.added[0]), trainer.loop.capacity)
+    rows = np.asarray(buffer.rows)[:, :filled]  # a view, on a CPU
     metadata = {
         "filled": filled,
         "chunk": trainer.chunk,
         "seconds": trainer.seconds,
         "curve": trainer.curve,
     }
-    records.save(path, tree, metadata)
+    records.save(path, _contents(trainer, buffer, rows), metadata)
 
 
 def load_checkpoint(trainer: Trainer, path: Path):
-    """Bring a fresh trainer to where a checkpoint was; return the buffers.
+    """Bring a fresh trainer to where a checkpoint was.
+
+    Args:
+        trainer: made of the same configuration; changed.
+        path: the file.
+
+    Returns:
+        The replay buffers.
 
     Raises:
         records.CheckpointError: not a checkpoint of this run.
     """
     filled = records.read_metadata(path).get("filled", 0)
-    buffer = trainer.empty_buffer()
-    like = {
-        "state": trainer.state,
-        "buffer": buffer._replace(rows=buffer.rows[:, :filled]),
-        "rows": trainer.rows,
-        "envs": [env.state() for env in trainer.envs],
-    }
-    tree, metadata = records.load(path, like)
+    empty = trainer.empty_buffer()
+    shape = len(trainer.seeds), filled, trainer.rows.shape[-1]
+    rows = jax.ShapeDtypeStruct(shape, jnp.float32)
+    tree, metadata = records.load(path, _contents(trainer, empty, rows))
     trainer.state = jax.tree.map(jnp.asarray, tree["state"])
     trainer.rows = tree["rows"]
     trainer.chunk, trainer.seconds = metadata["chunk"], metadata["seconds"]
     trainer.curve = metadata["curve"]
-    trainer.observation = np.stack(
-        [
-            env.restore(state)
-            for env, state in zip(trainer.envs, tree["envs"], strict=True)
-        ]
+    pairs = zip(trainer.envs, tree["envs"], strict=True)
+    trainer.observation = np.stack([env.restore(old) for env, old in pairs])
+    return replay.Replay(
+        _fill(empty.rows, tree["buffer"].rows), jnp.asarray(tree["buffer"].added)
     )
-    rows = buffer.rows.at[:, :filled].set(tree["buffer"].rows)
-    return replay.Replay(rows, jnp.asarray(tree["buffer"].added))
 
 
-def acting(agent, state):
-    """The state without what only learning needs."""
-    return state._replace(**dict.fromkeys(agent.learning_only, ()))
+@partial(jax.jit, donate_argnums=0)
+def _fill(rows, old):
+    return rows.at[:, : old.shape[1]].set(old)
 
 
 def save_policy(trainer: Trainer, path: Path) -> None:
-    """Write the policies of all seeds to one small file."""
+    """Write the policies of all seeds to one small file.
+
+    Args:
+        trainer: at the end of a chunk.
+        path: the file.
+
+    Raises:
+        records.CheckpointError: it cannot be written; an old one is intact.
+    """
     env = trainer.envs[0]
     tree = {
         "state": acting(trainer.agent, trainer.state),
-        "low": env.action_low,
-        "high": env.action_high,
+        "low": np.float32(env.action_low),
+        "high": np.float32(env.action_high),
     }
     names = ("algo", "env", "seeds", "profile", "agent")
     metadata = {name: trainer.config[name] for name in names}
@@ -479,28 +605,25 @@ def load(path, index: int = 0) -> Policy:
     metadata = records.read_metadata(path)
     try:
         sizes = metadata["observation_size"], metadata["action_size"]
-        agent = make_agent(
-            metadata["algo"], *sizes, metadata["profile"], **metadata["agent"]
-        )
+        agent = restore_agent(metadata, *sizes)
         env_id, seeds = metadata["env"], tuple(metadata["seeds"])
-    except KeyError as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise records.CheckpointError(
-            f"{path} is not a policy: it lacks {error}"
+            f"{path} is not a policy: its metadata lacks {error}"
         ) from None
     if not 0 <= index < len(seeds):
-        raise ValueError(f"index is {index}; the policy has {len(seeds)} seeds")
-    like = {
-        "state": jax.eval_shape(
-            lambda: acting(agent, init_seeds(agent, seeds))
-        ),
-        "low": np.zeros(sizes[1], np.float32),
-        "high": np.zeros(sizes[1], np.float32),
-    }
+        raise ValueError(
+            f"index is {index}; the policy has {len(seeds)} seed(s), "
+            "counted from 0"
+        )
+    state = jax.eval_shape(lambda: acting(agent, init_seeds(agent, seeds)))
+    bound = np.zeros(sizes[1], np.float32)
+    like = {"state": state, "low": bound, "high": bound}
     tree, _ = records.load(path, like)
     return Policy(agent, tree["state"], env_id, tree["low"], tree["high"], index)
 
 
-# %% Train and resume
+# %% Ctrl-C
 @contextmanager
 def interruptible():
     """Yield an event that Ctrl-C sets; a second Ctrl-C stops at once."""
@@ -521,10 +644,11 @@ def interruptible():
         signal.signal(signal.SIGINT, previous)
 
 
+# %% The folder of a run
 def make_record(trainer: Trainer) -> dict[str, Any]:
-    """The run record as it stands."""
+    """The run record as it stands, exactly as JSON gives it back."""
     config = trainer.config
-    return {
+    record = {
         **{k: config[k] for k in ("algo", "env", "profile", "seeds", "steps")},
         "config": {
             "agent": asdict(trainer.agent.config),
@@ -534,20 +658,44 @@ def make_record(trainer: Trainer) -> dict[str, Any]:
         "provenance": records.provenance(),
         "wall_seconds": trainer.seconds,
     }
+    return json.loads(json.dumps(record))
 
 
-def save_all(trainer: Trainer, buffer, out: Path) -> None:
-    """Checkpoint, policy, record and learning curve of a run's folder."""
+def save_all(trainer: Trainer, buffer, out: Path) -> dict[str, Any]:
+    """Write checkpoint, policy, learning curve and record.
+
+    Args:
+        trainer: at the end of a chunk.
+        buffer: its replay buffers.
+        out: the run's folder.
+
+    Returns:
+        The record.
+
+    Raises:
+        records.CheckpointError: something cannot be written; what was
+            there before is intact.
+    """
     save_checkpoint(trainer, buffer, out / "checkpoint.npz")
     save_policy(trainer, out / "policy.npz")
     record = make_record(trainer)
-    records.write_record(out / "record.json", record)
     if trainer.curve:
         records.plot_curves([record], out / "learning_curve.png")
+    records.write_record(out / "record.json", record)
+    return record
+
+
+EVALUATION_SEED = 1_000_000
+"""Added to a seed: evaluation never sees the training episodes."""
 
 
 def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """Evaluate every seed and append the result to the curve."""
+    """Evaluate every seed and append the result to the curve.
+
+    Args:
+        trainer: at the end of a chunk.
+        metrics: of that chunk, [S] each.
+    """
     returns = [
         evaluate(
             trainer.policy(i),
@@ -568,34 +716,89 @@ def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
     )
 
 
-EVALUATION_SEED = 1_000_000  # evaluation never sees the training episodes
-
-
+# %% To the end
 def finish(trainer: Trainer, buffer, out: Path | None, progress) -> Run:
-    """Run a trainer to its end, evaluating and saving on the way."""
-    loop, every = trainer.loop, trainer.config["steps"] / trainer.loop.evaluations
+    """Run a trainer to its end, evaluating and saving on the way.
+
+    Args:
+        trainer: fresh, or from a checkpoint.
+        buffer: its replay buffers.
+        out: the run's folder, or None to save nothing.
+        progress: called as progress(step, metrics) after each chunk.
+
+    Raises:
+        FloatingPointError: training diverged.
+        KeyboardInterrupt: Ctrl-C; everything is saved.
+    """
+    every = trainer.config["steps"] / trainer.loop.evaluations
     start, saved = time.monotonic() - trainer.seconds, time.monotonic()
+    record = None
     with interruptible() as stop:
         while trainer.chunk < trainer.chunks:
             done = trainer.steps
-            buffer, metrics = run_chunk(trainer, buffer)
-            last = trainer.chunk == trainer.chunks
-            shown = dict(metrics)
+            try:
+                buffer, metrics = run_chunk(trainer, buffer)
+            except FloatingPointError as error:
+                kept = _last_checkpoint(trainer, out)
+                raise FloatingPointError(f"{error}; {kept}") from None
+            last, shown = trainer.chunk == trainer.chunks, dict(metrics)
             if last or trainer.steps // every > done // every:
                 evaluate_now(trainer, metrics)
-                shown["evaluation/return"] = np.mean(
-                    trainer.curve[-1]["returns"], axis=1
-                )
+                returns = trainer.curve[-1]["returns"]
+                shown["evaluation/return"] = np.mean(returns, axis=1)
             trainer.seconds = time.monotonic() - start
             if progress:
                 progress(min(trainer.steps, trainer.config["steps"]), shown)
-            due = time.monotonic() - saved > loop.checkpoint_seconds
+            due = time.monotonic() - saved > trainer.loop.checkpoint_seconds
             if out and (last or due or stop.is_set()):
-                save_all(trainer, buffer, out)
+                record = save_all(trainer, buffer, out)
                 saved = time.monotonic()
             if stop.is_set() and not last:
                 raise KeyboardInterrupt
-    return Run(make_record(trainer), trainer.policy(), out)
+    return Run(record or make_record(trainer), trainer.policy(), out)
+
+
+def _last_checkpoint(trainer, out):
+    path = out / "checkpoint.npz" if out else None
+    if path is None or not path.exists():
+        return "no checkpoint had been saved"
+    step = records.read_metadata(path)["chunk"] * trainer.rows.shape[1]
+    return f"the last good checkpoint is {path}, of step {step}"
+
+
+# %% Train and resume
+def _make_config(
+    algo: str, env: str, steps, seeds, profile: str, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    """The configuration of a run, checked."""
+    if not (isinstance(steps, int | float) and 1 <= steps < float("inf")):
+        raise ValueError(f"steps is {steps!r}; at least 1 is wanted")
+    try:
+        seeds = [whole(seed) for seed in seeds]
+        good = 0 < len(seeds) == len({s for s in seeds if 0 <= s < 2**31})
+    except TypeError:
+        good = False
+    if not good:
+        raise ValueError(
+            f"seeds is {seeds!r}; a list of different whole numbers from 0 "
+            "to 2147483647 is wanted"
+        )
+    kind: Any = AGENTS[closest(algo, AGENTS, "algorithm")]
+    agent = kind.profiles[closest(profile, kind.profiles, "profile")]
+    schedule = LOOPS[profile]
+    own = {f.name for f in fields(schedule)}
+    for name in overrides:
+        closest(name, own | {f.name for f in fields(agent)}, "setting")
+    loop = {k: v for k, v in overrides.items() if k in own}
+    return {
+        "algo": algo,
+        "env": env,
+        "steps": int(steps),
+        "seeds": seeds,
+        "profile": profile,
+        "agent": {k: v for k, v in overrides.items() if k not in own},
+        "loop": asdict(replace(schedule, **loop)),
+    }
 
 
 def train(
@@ -613,11 +816,11 @@ def train(
     Args:
         algo: name of the algorithm, a key of som.AGENTS.
         env: Gymnasium id of a task with a bounded Box of actions.
-        steps: environment steps per seed (rounded up to whole dispatches).
+        steps: environment steps per seed (rounded up to whole chunks).
         seeds: distinct non-negative integers.
         profile: "paper", "laptop" or "paper-literal".
         out: folder for checkpoints, policy, record and curve; None: none.
-        progress: called as progress(step, metrics) after each dispatch.
+        progress: called as progress(step, metrics) after each chunk.
         **overrides: fields of the agent's config or of LoopConfig.
 
     Returns:
@@ -626,29 +829,14 @@ def train(
     Raises:
         ValueError: bad input, or a folder that already holds a run.
         FloatingPointError: training diverged.
+        KeyboardInterrupt: Ctrl-C; resume continues.
     """
-    seeds = tuple(int(s) for s in seeds)
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; at least 1 is wanted")
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds is {seeds}; distinct numbers >= 0 are wanted")
-    schedule = LOOPS[closest(profile, LOOPS, "profile")]
-    own = {f.name for f in fields(schedule)}
-    loop = {k: v for k, v in overrides.items() if k in own}
-    config = {
-        "algo": algo,
-        "env": env,
-        "steps": int(steps),
-        "seeds": list(seeds),
-        "profile": profile,
-        "agent": {k: v for k, v in overrides.items() if k not in own},
-        "loop": asdict(replace(schedule, **loop)),
-    }
+    config = _make_config(algo, env, steps, seeds, profile, overrides)
+    out = None if out is None else Path(out)
+    if out and (out / "config.json").exists():
+        raise ValueError(f"{out} already holds a run; resume it instead")
     trainer = Trainer(config)
-    if out is not None:
-        out = Path(out)
-        if (out / "config.json").exists():
-            raise ValueError(f"{out} already holds a run; resume it instead")
+    if out:
         records.write_record(out / "config.json", config)
     return finish(trainer, trainer.empty_buffer(), out, progress)
 
@@ -660,11 +848,26 @@ def resume(out, progress: Callable[[int, dict], None] | None = None) -> Run:
         out: the run's folder.
         progress: as in train.
 
+    Returns:
+        The finished run; one that was finished before comes back as it is.
+
     Raises:
         records.CheckpointError: no run there, or a damaged one.
+        FloatingPointError: training diverged.
+        KeyboardInterrupt: Ctrl-C; resume continues.
     """
     out = Path(out)
-    trainer = Trainer(records.read_record(out / "config.json"))
+    config = records.read_record(out / "config.json")
+    if (out / "record.json").exists():
+        record = records.read_record(out / "record.json")
+        if record["curve"] and record["curve"][-1]["step"] >= record["steps"]:
+            return Run(record, load(out), out)
+    try:
+        trainer = Trainer(config)
+    except (KeyError, TypeError) as error:
+        raise records.CheckpointError(
+            f"{out / 'config.json'} does not describe a run: {error}"
+        ) from None
     if (out / "checkpoint.npz").exists():
         buffer = load_checkpoint(trainer, out / "checkpoint.npz")
     else:

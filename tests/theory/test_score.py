@@ -46,7 +46,9 @@ def estimate(name, energy, a_t, t, sde, num_samples, seeds=1):
 
 
 @pytest.mark.parametrize("sde", [VP_SDE, VE_SDE], ids=["vp", "ve"])
-@pytest.mark.parametrize(("name", "t"), [("idem", 0.05), ("box", 0.3), ("combined", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "t"), [("idem", 0.05), ("box", 0.3), ("combined", 0.3)]
+)
 def test_agrees_with_the_closed_form_of_a_mixture(name, t, sde):
     a_t = jnp.array([0.25, 0.1])
     found = estimate(name, MIXTURE.log_prob, a_t, t, sde, 20_000)[0]
@@ -100,7 +102,7 @@ def test_proposals_follow_the_truncated_normal(t, outside, sign):
     ordered = np.sort(found.actions[:, 0])
     tolerance = 0.1 * law.std() + 2e-6
     np.testing.assert_allclose(ordered, law.ppf(quantiles), atol=tolerance)
-    tolerance = 0.01 * law.std() + 2e-6
+    tolerance = 0.02 * law.std() + 2e-6
     np.testing.assert_allclose(found.mean[0], law.mean(), atol=tolerance)
     np.testing.assert_array_equal(found.log_tilt, 0.0)
 
