@@ -207,7 +207,9 @@ def act(agent, state, observation, keys, explore: bool):
         Actions in [-1, 1], [S, E, A].
     """
     choose = partial(agent.act, explore=explore)
-    return jax.vmap(choose, (seed_axes(state), 0, 0))(state, observation, keys)
+    return jax.vmap(choose, (seed_axes(state), 0, 0))(
+        state, observation, keys
+    )
 
 
 class Policy:
@@ -225,9 +227,11 @@ class Policy:
         self.agent, self.env_id = agent, env_id
         self.algo = next(k for k, v in AGENTS.items() if isinstance(agent, v))
         state = acting(agent, state)
-        own = jax.tree.map(lambda x: jnp.asarray(x)[index], state._replace(step=()))
-        self.state = own._replace(step=jnp.asarray(state.step))
-        self.low, self.high = np.float32(low), np.float32(high)
+        self.state = jax.tree.map(
+            lambda x: jnp.asarray(x)[index], state._replace(step=())
+        )._replace(step=jnp.asarray(state.step))
+        self.low = np.asarray(low, np.float32)
+        self.high = np.asarray(high, np.float32)
         self.calls = 0
 
     def act(self, observation) -> np.ndarray:
@@ -260,7 +264,9 @@ class Policy:
 
     def __call__(self, observation) -> np.ndarray:
         """Action in the task's own units, [A] or [B, A]; see act."""
-        return environments.rescale(self.act(observation), self.low, self.high)
+        return environments.rescale(
+            self.act(observation), self.low, self.high
+        )
 
 
 @partial(jax.jit, static_argnames="agent")
@@ -375,7 +381,7 @@ class Trainer:
         return -(-self.config["steps"] // self.rows.shape[1])
 
     def key(self, stream: int, i: int):
-        """Random keys [S, 2] of a stream in chunk i, Equation (eq-loop-keys)."""
+        """Keys [S, 2] of a stream in chunk i, Equation (eq-loop-keys)."""
         return fold(fold(self.keys, stream), i)
 
     def policy(self, index: int = 0) -> Policy:
@@ -420,9 +426,15 @@ def collect(trainer: Trainer, state) -> np.ndarray:
         step = environments.Step(*map(np.stack, steps))
         last, trainer.observation = trainer.observation, step.observation
         moves.append(
-            (last, action, step.reward, step.terminated, step.next_observation)
+            (
+                last,
+                action,
+                step.reward,
+                step.terminated,
+                step.next_observation,
+            )
         )
-    stacked = (np.stack(part, 1) for part in zip(*moves, strict=True))
+    stacked: Any = (np.stack(part, 1) for part in zip(*moves, strict=True))
     return replay.pack(Transition(*stacked)).reshape(trainer.rows.shape)
 
 
@@ -554,7 +566,8 @@ def load_checkpoint(trainer: Trainer, path: Path):
     pairs = zip(trainer.envs, tree["envs"], strict=True)
     trainer.observation = np.stack([env.restore(old) for env, old in pairs])
     return replay.Replay(
-        _fill(empty.rows, tree["buffer"].rows), jnp.asarray(tree["buffer"].added)
+        _fill(empty.rows, tree["buffer"].rows),
+        jnp.asarray(tree["buffer"].added),
     )
 
 
@@ -620,7 +633,9 @@ def load(path, index: int = 0) -> Policy:
     bound = np.zeros(sizes[1], np.float32)
     like = {"state": state, "low": bound, "high": bound}
     tree, _ = records.load(path, like)
-    return Policy(agent, tree["state"], env_id, tree["low"], tree["high"], index)
+    return Policy(
+        agent, tree["state"], env_id, tree["low"], tree["high"], index
+    )
 
 
 # %% Ctrl-C
@@ -649,7 +664,9 @@ def make_record(trainer: Trainer) -> dict[str, Any]:
     """The run record as it stands, exactly as JSON gives it back."""
     config = trainer.config
     record = {
-        **{k: config[k] for k in ("algo", "env", "profile", "seeds", "steps")},
+        **{
+            k: config[k] for k in ("algo", "env", "profile", "seeds", "steps")
+        },
         "config": {
             "agent": asdict(trainer.agent.config),
             "loop": asdict(trainer.loop),
@@ -711,7 +728,9 @@ def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
             "updates": int(trainer.state.step),
             "seconds": trainer.seconds,
             "returns": returns,
-            "metrics": {k: np.asarray(v).tolist() for k, v in metrics.items()},
+            "metrics": {
+                k: np.asarray(v).tolist() for k, v in metrics.items()
+            },
         }
     )
 
