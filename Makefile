@@ -1,7 +1,7 @@
 PYTHON ?= python3
 CUDA ?= 0
 ENV ?= InvertedDoublePendulum-v4
-STEPS ?= 30000
+STEPS ?= 40000
 SEEDS ?= 1
 OUT ?= runs/$(ENV)
 

@@ -177,13 +177,17 @@ def source_signature(app, what, name, obj, options, signature, returns):
         node = ast.parse(textwrap.dedent(inspect.getsource(obj))).body[0]
     except (OSError, TypeError):
         return None
-    if isinstance(node, ast.FunctionDef):
-        if what == "method" and node.args.args and node.args.args[0].arg == "self":
-            node.args.args.pop(0)
-        text = ast.unparse(node.args)
-        return f"({text})", ast.unparse(node.returns) if node.returns else None
-    fields = [ast.unparse(n) for n in node.body if isinstance(n, ast.AnnAssign)]
-    return (f"({', '.join(fields)})", None) if fields else None
+    if isinstance(node, ast.ClassDef):
+        methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+        made = [method for method in methods if method.name == "__init__"]
+        if not made:
+            fields = [ast.unparse(n) for n in node.body if isinstance(n, ast.AnnAssign)]
+            return f"({', '.join(fields)})", None
+        node = made[0]
+    if what != "function" and node.args.args and node.args.args[0].arg == "self":
+        node.args.args.pop(0)
+    returns = ast.unparse(node.returns) if node.returns and what != "class" else None
+    return f"({ast.unparse(node.args)})", returns
 
 
 def api_entry(app, what, name, obj, options, lines):

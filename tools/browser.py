@@ -5,7 +5,7 @@
 
 The pages come from a server on 127.0.0.1, and no other host can be reached. Checked
 on every page: no error on the console, no request to another host, every formula
-rendered, no horizontal overflow on a phone, a text for every image, no broken link.
+rendered and within its column, no horizontal overflow on a phone, a text for every image, no broken link.
 """
 
 import argparse
@@ -59,6 +59,10 @@ INSPECT = r"""
   const bad = [];
   for (const e of document.querySelectorAll("span.math, div.math"))
     if (!e.querySelector("mjx-container")) bad.push("not rendered: " + short(e));
+  for (const e of document.querySelectorAll("mjx-container[display]"))
+    if (e.scrollWidth > e.clientWidth + 2)
+      bad.push(`formula too wide for its column (${e.scrollWidth - e.clientWidth} px): `
+        + (e.closest("div.math").id || short(e.closest("section"))));
   for (const e of document.querySelectorAll("mjx-merror, [data-mjx-error]"))
     bad.push("formula error: " + (e.getAttribute("data-mjx-error") || short(e)));
   for (const e of document.querySelectorAll("mjx-container *"))

@@ -22,7 +22,7 @@ from som.training.loop import init_seeds, seed_axes
 from som.training.records import provenance, read_record, write_record
 
 OUT = Path(__file__).resolve().parents[1] / "book/results/agent/eight_modes.json"
-SHARED = ("estimator", "rescale", "target", "anchor_share", "loss_power", "q_scale")
+SHARED = ("estimator", "rescale", "target", "anchor_share", "q_scale")
 SHARED += ("noise_range", "inverse_temperature", "initial_alpha")
 LITERAL = {f: getattr(SOM.profiles["paper-literal"], f) for f in SHARED}
 ARMS = {
@@ -30,12 +30,9 @@ ARMS = {
     "idem estimator": {"estimator": "idem"},
     "box estimator": {"estimator": "box"},
     "no rescaling, beta to 6": {"rescale": None, "noise_range": (0.1, 6.0)},
-    "w = 25": {"rescale": 25.0},
     "beta to 20": {"noise_range": (0.1, 20.0)},
     "jvp target": {"target": "jvp"},
     "semigroup target": {"target": "semigroup"},
-    "no anchors": {"anchor_share": 0.0},
-    "squared loss": {"loss_power": 0.0},
     "paper-literal": LITERAL,
 }
 PEAKS = np.sqrt(2) / 2 * np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])

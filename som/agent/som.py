@@ -81,7 +81,6 @@ class SOMConfig:
     rescale: float | None = 12.0  # w of Equation (8); None: score as it is
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
-    loss_power: float = 0.5  # p: errors are divided by their power p
     q_scale: Literal["state", "batch"] = "state"  # whose std divides Q
     inverse_temperature: float | None = 5.0  # factor on Q; None: alpha
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
@@ -265,9 +264,7 @@ def policy_loss(agent: "SOM", policy, critic, log_alpha, batch: Transition, key)
         return jnp.sum((net(policy, a_t, r, t) - aim) ** 2)
 
     keys = jax.random.split(k_row, num)
-    errors = jax.vmap(row)(batch.observation, a_t, r, t, keys)
-    weights = jax.lax.stop_gradient((errors + 0.01) ** -config.loss_power)
-    return jnp.mean(weights * errors)
+    return jnp.mean(jax.vmap(row)(batch.observation, a_t, r, t, keys))
 
 
 # %% The critic's step
@@ -341,7 +338,6 @@ LITERAL = SOMConfig(
     rescale=25.0,
     target="jvp",
     anchor_share=0.0,
-    loss_power=0.0,
     q_scale="batch",
     inverse_temperature=None,
 )

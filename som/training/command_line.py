@@ -713,15 +713,14 @@ def loop_speed(
         start = time.perf_counter()
         trainer.state, buffer, metrics = loop.learn(
             trainer.agent, trainer.state, buffer, trainer.rows,
-            trainer.key(1, trainer.chunk), trainer.loop.updates,
+            trainer.key(loop.LEARN, trainer.chunk), trainer.loop.updates,
         )  # fmt: skip
-        dispatched = time.perf_counter() - start
         jax.block_until_ready((trainer.state, buffer, metrics))
         times["learn"].append(time.perf_counter() - start)
         start = time.perf_counter()
         trainer.rows = loop.collect(trainer, trainer.state)
-        collected = time.perf_counter() - start
-        times["host"].append(dispatched + collected)
+        loop.check_finite(trainer, jax.device_get(metrics))
+        times["host"].append(time.perf_counter() - start)
         trainer.chunk += 1
     median = {k: statistics.median(v) for k, v in times.items()}
     steps, number = trainer.rows.shape[1], trainer.loop.num_envs
@@ -729,14 +728,14 @@ def loop_speed(
     overhead = median["host"] - physics
     compiled: Any = loop.learn.lower(
         trainer.agent, trainer.state, buffer, trainer.rows,
-        trainer.key(1, 0), trainer.loop.updates,
+        trainer.key(loop.LEARN, 0), trainer.loop.updates,
     ).compile()  # fmt: skip
     return {
         "steps per second": steps / median["all"],
         "updates per second": trainer.loop.updates / median["all"],
         "update ms": 1e3 * median["learn"] / trainer.loop.updates,
-        "physics ms per dispatch": 1e3 * physics,
-        "overhead ms per dispatch": 1e3 * overhead,
+        "physics ms per chunk": 1e3 * physics,
+        "overhead ms per chunk": 1e3 * overhead,
         "overhead to updates": overhead / median["learn"],
         "buffer MiB": sum(x.nbytes for x in buffer) / 2**20,
         "temporary MiB": (

@@ -140,8 +140,13 @@ def init_seeds(agent, seeds: tuple[int, ...]):
         seeds: non-negative integers.
     """
     keys = fold(jnp.stack([jax.random.PRNGKey(s) for s in seeds]), INIT)
-    state = jax.vmap(agent.init)(keys)
+    state = _init(agent, keys)
     return state._replace(step=state.step[0])
+
+
+@partial(jax.jit, static_argnames="agent")
+def _init(agent, keys):
+    return jax.vmap(agent.init)(keys)
 
 
 @jax.jit

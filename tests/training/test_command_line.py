@@ -22,6 +22,7 @@ from som.training.command_line import (
     choose_renderer,
     count,
     film,
+    loop_speed,
     main,
     matmul_peak,
     medians,
@@ -398,10 +399,22 @@ def test_medians_are_of_the_right_call():
     assert times["quick"] < 0.01 < times["slow"] < 1.0
 
 
-def test_benchmark_parts():
-    tiny = {"width": 8, "batch_size": 4, "num_samples": 4, "num_particles": 2}
-    result = update_times("laptop", 1, matmul_peak(1, 64), **tiny, chunk=2)
+SMALLEST = {
+    "width": 4, "depth": 1, "batch_size": 4, "num_samples": 2, "num_particles": 2,
+    "estimator": "box", "target": "jvp",
+}  # fmt: skip
+
+
+def test_benchmark_of_updates_actions_and_physics():
+    result = update_times("laptop", 1, matmul_peak(1, 64), **SMALLEST, chunk=1)
     assert all(value > 0 for value in result.values())
     assert set(physics_speeds([TASK], 1, num_envs=2, steps=3)) == {TASK}
-    actions = action_times(1, width=8)
+    actions = action_times(1, width=4, depth=1)
     assert set(actions) == {"N=1 ms", "N=32 ms"} and min(actions.values()) > 0
+
+
+def test_benchmark_of_the_loop():
+    small = {"chunk_steps": 10, "capacity": 10_000}
+    result = loop_speed(1, TASK, **SMALLEST, **small)
+    assert result["steps per second"] > 0 and result["update ms"] > 0
+    assert result["temporary MiB"] < result["buffer MiB"]

@@ -15,8 +15,8 @@ from som.training.replay import Replay, add, init, pack, sample, unpack
 
 def numbered(start, count, width=5):
     """Rows that hold their own number, count of them."""
-    numbers = np.arange(start, start + count, dtype=np.float32)
-    return np.repeat(numbers[:, None], width, 1)
+    numbers = jnp.arange(start, start + count, dtype=jnp.float32)
+    return jnp.repeat(numbers[:, None], width, 1)
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
@@ -93,7 +93,7 @@ def test_sample_reaches_every_row_of_a_full_ring():
 
 
 def test_seeds_side_by_side_are_seeds_alone():
-    rows = np.stack([numbered(0, 6), numbered(100, 6)])
+    rows = jnp.stack([numbered(0, 6), numbered(100, 6)])
     one = init(4, 1, 1)
     both = jax.tree.map(lambda x: jnp.stack([x, x]), one)
     keys = jax.random.split(jax.random.key(0), 2)

@@ -1,0 +1,126 @@
+"""Networks: the split first layer, time features, policy and twin critics."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from som.agent.networks import MLP, Critic, Policy, TimeEmbedding, time_features
+
+KEY = jax.random.key(0)
+O, A, WIDTH, DEPTH = 3, 2, 8, 2
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def dense(params, i):
+    layer = params["params"][f"Dense_{i}"]
+    return np.asarray(layer["kernel"], float), layer.get("bias", 0.0)
+
+
+@pytest.fixture(scope="module")
+def critic():
+    s, a = jnp.ones(O), jnp.ones(A)
+    return Critic(WIDTH, DEPTH).init(KEY, s, a)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    net = Policy(A, WIDTH, DEPTH)
+    zero = jnp.zeros(())
+    return net, net.init(KEY, jnp.zeros(A), zero, zero, jnp.zeros(O))
+
+
+def test_split_first_layer_equals_concatenation():
+    keys = jax.random.split(KEY, 3)
+    s, a = jax.random.normal(keys[0], (O,)), jax.random.normal(keys[1], (5, A))
+    mlp = MLP(WIDTH, DEPTH, 4)
+    params = mlp.init(keys[2], s, a)
+    (w_s, bias), (w_a, none) = dense(params, 0), dense(params, 1)
+    assert none == 0.0
+    h = np.concatenate([np.tile(s, (5, 1)), a], -1) @ np.concatenate([w_s, w_a]) + bias
+    for i in (2, 3):
+        kernel, bias = dense(params, i)
+        h = gelu(h) @ kernel + bias
+    np.testing.assert_allclose(mlp.apply(params, s, a), h, atol=1e-5)
+
+
+def test_all_first_kernels_have_the_deviation_of_one_joint_layer():
+    params = MLP(2000, 1, 1).init(KEY, jnp.zeros(12), jnp.zeros(4))
+    for i, size in enumerate((12, 4)):
+        kernel, _ = dense(params, i)
+        assert kernel.shape == (size, 2000)
+        assert kernel.std() == pytest.approx(1 / 4, rel=0.03)
+
+
+def test_time_features_by_hand():
+    t = jnp.array([0.0, 0.5])
+    features = time_features(t, size=4)
+    expected = [[0, 0, 1, 1], [math.sin(0.5), math.sin(0.005)]]
+    expected[1] += [math.cos(0.5), math.cos(0.005)]
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+    assert time_features(jnp.zeros((2, 3))).shape == (2, 3, 16)
+
+
+def test_derivative_of_time_features_has_a_constant_norm():
+    slope = jax.vmap(jax.jacfwd(time_features))(jnp.linspace(0, 1, 7))
+    expected = math.sqrt((1 - 0.1**8) / 0.9)
+    np.testing.assert_allclose(jnp.linalg.norm(slope, axis=-1), expected, rtol=1e-5)
+
+
+def test_time_embedding_keeps_leading_axes():
+    t = jnp.zeros((2, 3))
+    out, params = TimeEmbedding().init_with_output(KEY, t)
+    assert out.shape == (2, 3, 16)
+    assert sum(x.size for x in jax.tree.leaves(params)) == 544 + 528
+
+
+def test_policy_broadcasts_state_and_times(policy):
+    net, params = policy
+    a, s = jax.random.normal(KEY, (5, A)), jnp.arange(float(O))
+    shared = net.apply(params, a, jnp.zeros(()), jnp.ones(()), s)
+    full = net.apply(params, a, jnp.zeros(5), jnp.ones(5), jnp.tile(s, (5, 1)))
+    assert shared.shape == (5, A)
+    np.testing.assert_allclose(shared, full, atol=1e-6)
+
+
+def test_policy_tells_interval_from_time(policy):
+    net, params = policy
+    u = lambda r, t: net.apply(
+        params, jnp.zeros(A), jnp.float32(r), jnp.float32(t), jnp.zeros(O)
+    )
+    assert jnp.abs(u(0.0, 1.0) - u(1.0, 1.0)).max() > 1e-4
+    assert jnp.abs(u(0.0, 0.5) - u(0.5, 1.0)).max() > 1e-4
+
+
+def test_critic_is_two_separate_networks(critic):
+    s, a = jax.random.normal(KEY, (4, O)), jnp.full((7, 4, A), 0.3)
+    mean, std = Critic(WIDTH, DEPTH).apply(critic, s, a)
+    assert mean.shape == std.shape == (7, 4, 2)
+    for i in range(2):
+        own = jax.tree.map(lambda x, i=i: x[i], critic["params"]["VmapMLP_0"])
+        alone = MLP(WIDTH, DEPTH, 2).apply({"params": own}, s, a)
+        np.testing.assert_allclose(mean[..., i], alone[..., 0], atol=1e-6)
+        softplus = np.log1p(np.exp(alone[..., 1]))
+        np.testing.assert_allclose(std[..., i], softplus, atol=1e-6)
+
+
+def test_twins_start_apart_and_do_not_share_gradients(critic):
+    s, a = jnp.ones(O), jnp.ones(A)
+    first = lambda p: Critic(WIDTH, DEPTH).apply(p, s, a)[0][0]
+    mean, _ = Critic(WIDTH, DEPTH).apply(critic, s, a)
+    assert abs(mean[0] - mean[1]) > 1e-3
+    for leaf in jax.tree.leaves(jax.grad(first)(critic)):
+        assert not np.any(leaf[1])
+    assert any(np.any(leaf[0]) for leaf in jax.tree.leaves(jax.grad(first)(critic)))
+
+
+def test_parameter_counts_at_paper_size():
+    o, a, t = jnp.zeros(17), jnp.zeros(6), jnp.zeros(())
+    size = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    assert size(jax.eval_shape(Policy(6, 256, 3).init, KEY, a, t, t, o)) == 149_606
+    assert size(jax.eval_shape(Critic(256, 3).init, KEY, o, a)) == 276_484

@@ -1,0 +1,540 @@
+"""The training loop: it learns, it resumes to the bit, it refuses clearly.
+
+Run as a program it trains until it kills itself: see test_resume_after_kill.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from som.agent.critic import Transition
+from som.agent.som import AGENTS, make_agent
+from som.training import loop, records, replay
+from som.training.records import CheckpointError
+
+
+class Cart(gym.Env):
+    """Bring a cart on a line to rest at the origin, in 20 steps."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(-1, 1, 2)
+        return np.float32(self.state), {}
+
+    def step(self, action):
+        x, v = self.state
+        v = 0.8 * v + 0.2 * float(action[0])
+        self.state = np.array([np.clip(x + 0.4 * v, -3, 3), v])
+        return np.float32(self.state), -float(x * x), False, False, {}
+
+
+gym.register("Cart-v0", entry_point=Cart, max_episode_steps=20)
+
+# Compiling an update takes most of the time here, so all tests share these.
+AGENT = {
+    "width": 32, "depth": 2, "batch_size": 32, "num_samples": 4,
+    "num_particles": 4, "actor_lr": 2e-3, "critic_lr": 2e-3,
+}  # fmt: skip
+LOOP = {
+    "num_envs": 5, "warmup": 200, "capacity": 20_000, "updates_per_step": 0.4,
+    "chunk_steps": 100, "evaluations": 2, "episodes": 3, "checkpoint_seconds": 1e-9,
+}  # fmt: skip
+STEPS = 1_000
+
+
+def config(seeds=(0,), **changes):
+    """The configuration of a trainer."""
+    return {
+        "algo": "som", "env": "Cart-v0", "steps": STEPS, "seeds": list(seeds),
+        "profile": "laptop", "agent": AGENT, "loop": {**LOOP, **changes},
+    }  # fmt: skip
+
+
+def train(out=None, progress=None, steps=STEPS, **changes):
+    """A short run of one seed."""
+    options = {"env": "Cart-v0", **AGENT, **LOOP, **changes}
+    return loop.train(steps=steps, out=out, progress=progress, **options)
+
+
+def advance(trainer, buffer, chunks):
+    for _ in range(chunks):
+        buffer, _ = loop.run_chunk(trainer, buffer)
+    return buffer
+
+
+def everything(trainer, buffer):
+    """Every array that decides how a run goes on."""
+    envs = [env.state() for env in trainer.envs]
+    return jax.tree.leaves(
+        (trainer.state, buffer, trainer.rows, trainer.observation, envs)
+    )
+
+
+def assert_same(one, two):
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_same_arrays(one, two):
+    """Two checkpoint files hold the same arrays, to the bit."""
+    with np.load(one) as a, np.load(two) as b:
+        assert set(a) == set(b)
+        for name in set(a) - {"metadata"}:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A finished run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    return train(out)
+
+
+# The schedule
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_envs", 0), ("capacity", 1.5), ("warmup", -1), ("updates_per_step", 0.0),
+        ("updates_per_step", float("nan")), ("chunk_steps", "many"), ("episodes", 0),
+    ],
+)  # fmt: skip
+def test_schedule_refuses(field, value):
+    with pytest.raises(ValueError, match=f"^{field} is .* of at least .* is wanted$"):
+        loop.LoopConfig(**{field: value})
+
+
+def test_schedule_refuses_a_chunk_that_overflows_the_buffer():
+    with pytest.raises(ValueError, match="at least the 100 rows of one chunk"):
+        loop.LoopConfig(capacity=99, chunk_steps=100)
+
+
+def test_schedule_of_the_paper():
+    paper = loop.LOOPS["paper"]
+    assert (paper.vector_steps, paper.updates) == (50, 50)
+    assert set(loop.LOOPS) == set(AGENTS["som"].profiles)
+
+
+def test_no_setting_belongs_to_both_agent_and_loop():
+    own = set(loop.LoopConfig.__dataclass_fields__)
+    for kind in AGENTS.values():
+        assert not own & set(type(kind.profiles["paper"]).__dataclass_fields__)
+
+
+# Seeds and keys
+
+
+def test_streams_of_keys_are_distinct():
+    seeds = jnp.stack([jax.random.PRNGKey(s) for s in range(3)])
+    keys = [loop.fold(seeds, loop.INIT)]
+    for stream in (loop.ACT, loop.LEARN):
+        parents = [loop.fold(loop.fold(seeds, stream), c) for c in range(5)]
+        keys += parents + [loop.fold(p, i) for p in parents for i in range(5)]
+    keys = np.concatenate(keys)
+    assert len(np.unique(keys, axis=0)) == len(keys)
+
+
+def test_common_step_keeps_the_branches():
+    agent = make_agent("som", 2, 1, **AGENT)
+    state = loop.init_seeds(agent, (0, 1))
+    sizes = (2,), (1,), (), (), (2,)
+    batch = Transition(*(jnp.zeros((2, 32, *size)) for size in sizes))
+    axes = loop.seed_axes(state)
+    update = jax.vmap(agent.update, (axes, 0, 0), (axes, 0))
+    keys = jax.random.split(jax.random.PRNGKey(0), 2)
+    assert str(jax.make_jaxpr(update)(state, batch, keys)).count(" cond[") >= 2
+
+
+def test_two_seeds_are_each_seed_alone():
+    both, buffer = loop.Trainer(config((0, 1))), None
+    alone = [loop.Trainer(config((seed,))) for seed in (0, 1)]
+    buffer, buffers = both.empty_buffer(), [one.empty_buffer() for one in alone]
+    for chunk in range(3):
+        buffer = advance(both, buffer, 1)
+        buffers = [advance(*pair, 1) for pair in zip(alone, buffers, strict=True)]
+        for i in range(2):
+            if chunk < 2:  # warm-up: nothing computed, so nothing rounded
+                np.testing.assert_array_equal(both.rows[i], alone[i].rows[0])
+    assert int(both.state.step) == both.loop.updates
+    for i in range(2):
+        np.testing.assert_array_equal(buffer.rows[i], buffers[i].rows[0])
+        policies = jax.tree.leaves(both.policy(i).state)
+        for a, b in zip(
+            policies, jax.tree.leaves(alone[i].policy().state), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+# Collecting and learning
+
+
+def test_collected_rows_are_one_history():
+    trainer = loop.Trainer(config((3,)))
+    first = loop.collect(trainer, trainer.state)
+    steps = trainer.loop.vector_steps
+    s, a, r, terminated, after = replay.unpack(
+        jnp.asarray(first.reshape(steps, 5, -1)), 1
+    )
+    assert not terminated.any() and (np.abs(a) <= 1).all() and np.std(a) > 0.3
+    np.testing.assert_allclose(r, -np.square(s[..., 0]), rtol=1e-5)
+    assert (s[1:] == after[:-1]).all(-1).sum() == 5 * (steps - 1)  # no episode ended
+    x, v = s[..., 0], 0.8 * s[..., 1] + 0.2 * 2 * a[..., 0]
+    np.testing.assert_allclose(after[..., 0], x + 0.4 * v, atol=1e-5)
+
+
+def test_learn_takes_the_buffer_and_fills_it():
+    trainer = loop.Trainer(config())
+    buffer = advance(trainer, trainer.empty_buffer(), 2)
+    given, rows = buffer, trainer.rows
+    buffer = advance(trainer, buffer, 1)
+    assert given.rows.is_deleted()
+    assert int(buffer.added[0]) == 200
+    np.testing.assert_array_equal(buffer.rows[:, 100:200], rows)
+    assert int(trainer.state.step) == trainer.loop.updates == 40
+
+
+def test_physics_does_not_wait_for_learning(monkeypatch):
+    """Learning that lasts until the simulator has stepped must not deadlock."""
+    trainer, stepped = loop.Trainer(config()), threading.Event()
+    buffer = advance(trainer, trainer.empty_buffer(), 2)
+    learn, step = loop.learn, trainer.envs[0].step
+
+    def slow_learn(*args):
+        assert stepped.wait(120)
+        return learn(*args)
+
+    def watched_step(action):
+        stepped.set()
+        return step(action)
+
+    monkeypatch.setattr(loop, "learn", slow_learn)
+    monkeypatch.setattr(trainer.envs[0], "step", watched_step)
+    advance(trainer, buffer, 1)
+    assert int(trainer.state.step) == 40
+
+
+def test_it_learns():
+    run = train(steps=6_000, evaluations=1, episodes=20)
+    final = np.mean(run.record["curve"][-1]["returns"])
+    assert final > -1.5, "idle returns about -11, random actions -13"
+
+
+# Saving and resuming
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_resume_from_any_chunk_is_exact(tmp_path, at):
+    """In warm-up, just before and after the first update, and later."""
+    one = loop.Trainer(config())
+    buffer = advance(one, one.empty_buffer(), at)
+    loop.save_checkpoint(one, buffer, tmp_path / "c.npz")
+    two = loop.Trainer(config())
+    other = loop.load_checkpoint(two, tmp_path / "c.npz")
+    assert_same(everything(one, buffer), everything(two, other))
+    buffer, other = advance(one, buffer, 2), advance(two, other, 2)
+    assert_same(everything(one, buffer), everything(two, other))
+
+
+def test_resume_with_a_ring_that_has_wrapped(tmp_path):
+    small = config(capacity=300)
+    one = loop.Trainer(small)
+    buffer = one.empty_buffer()
+    for _ in range(5):
+        buffer = loop.store(buffer, loop.collect(one, one.state))
+        one.chunk += 1
+    loop.save_checkpoint(one, buffer, tmp_path / "c.npz")
+    two = loop.Trainer(small)
+    other = loop.load_checkpoint(two, tmp_path / "c.npz")
+    assert int(other.added[0]) == 500
+    assert_same(everything(one, buffer)[-7:], everything(two, other)[-7:])
+    np.testing.assert_array_equal(buffer.rows, other.rows)
+
+
+def test_resume_after_kill(tmp_path, straight):
+    """Training that is killed outright ends where the undisturbed run ended."""
+    out = tmp_path / "killed"
+    done = subprocess.run([sys.executable, __file__, str(out)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    assert records.read_metadata(out / "checkpoint.npz")["chunk"] == 6
+    assert not loop.load(out) is None
+    run = loop.resume(out)
+    assert_same_arrays(out / "checkpoint.npz", straight.out / "checkpoint.npz")
+    assert_same_arrays(out / "policy.npz", straight.out / "policy.npz")
+    returns = [point["returns"] for point in run.record["curve"]]
+    assert returns == [point["returns"] for point in straight.record["curve"]]
+
+
+def test_resume_before_the_first_checkpoint_starts_over(tmp_path, straight):
+    config_of = records.read_record(straight.out / "config.json")
+    records.write_record(tmp_path / "config.json", config_of)
+    loop.resume(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+
+
+@pytest.mark.parametrize("chunk", [2, 5])
+def test_ctrl_c_saves_and_resume_continues(tmp_path, straight, chunk):
+    """Once in warm-up, once while learning."""
+
+    def interrupt(step, metrics):
+        if step == 100 * chunk:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, interrupt, checkpoint_seconds=1e9)
+    assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == chunk
+    loop.resume(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_second_ctrl_c_stops_at_once():
+    with loop.interruptible() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interruptible_in_another_thread():
+    def enter():
+        with loop.interruptible() as stop:
+            seen.append(stop.is_set())
+
+    seen = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_full_disk_loses_nothing(tmp_path, straight, monkeypatch):
+    savez, calls = np.savez, []
+
+    def full(file, **arrays):
+        calls.append(1)
+        if len(calls) > 6:
+            raise OSError(28, "No space left on device")
+        savez(file, **arrays)
+
+    monkeypatch.setattr(records.np, "savez", full)
+    with pytest.raises(CheckpointError, match="No space left.* is intact"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == 3
+    loop.resume(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+
+
+def test_finished_run_comes_back_as_it_is(straight):
+    files = sorted(straight.out.iterdir())
+    before = [f.stat().st_mtime_ns for f in files]
+    again = loop.resume(straight.out)
+    assert again.record == straight.record
+    assert [f.stat().st_mtime_ns for f in files] == before
+    here = np.zeros((3, 2))
+    np.testing.assert_array_equal(again.policy(here), straight.policy(here))
+
+
+def test_folder_of_a_run(straight):
+    names = {"config.json", "checkpoint.npz", "policy.npz", "record.json"}
+    assert {f.name for f in straight.out.iterdir()} == names | {"learning_curve.png"}
+    assert records.read_record(straight.out / "record.json") == straight.record
+
+
+def test_record(straight):
+    record = straight.record
+    assert [p["step"] for p in record["curve"]] == [500, 1000]
+    assert [p["updates"] for p in record["curve"]] == [120, 320]
+    assert np.shape(record["curve"][0]["returns"]) == (1, 3)
+    assert record["config"]["agent"]["width"] == 32
+    assert record["config"]["loop"]["warmup"] == 200
+    assert record["seeds"] == [0] and record["wall_seconds"] > 0
+
+
+def test_checkpoint_of_another_run(tmp_path, straight):
+    other = loop.Trainer(config((0, 1)))
+    with pytest.raises(CheckpointError, match="another size"):
+        loop.load_checkpoint(other, straight.out / "checkpoint.npz")
+    with pytest.raises(CheckpointError, match="something else"):
+        loop.load_checkpoint(loop.Trainer(config()), straight.out / "policy.npz")
+
+
+def test_resume_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="no record at"):
+        loop.resume(tmp_path)
+    records.write_record(tmp_path / "config.json", {"algo": "som"})
+    with pytest.raises(CheckpointError, match="does not describe a run"):
+        loop.resume(tmp_path)
+
+
+def test_tuples_of_a_config_survive_json():
+    stored = config() | {"agent": {**AGENT, "noise_range": [0.1, 3.0]}}
+    agent = loop.restore_agent(stored, 2, 1)
+    assert agent.config.noise_range == (0.1, 3.0)
+    hash(agent)  # jit needs it
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("where", ["metric", "parameter"])
+def test_divergence_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, where):
+    learn, calls = loop.learn, []
+
+    def poisoned(*args):
+        state, buffer, metrics = learn(*args)
+        calls.append(1)
+        if len(calls) == 4:
+            nan = lambda x: x * jnp.nan
+            if where == "metric":
+                metrics["critic/loss"] = nan(metrics["critic/loss"])
+            else:
+                state = state._replace(policy=jax.tree.map(nan, state.policy))
+        return state, buffer, metrics
+
+    monkeypatch.setattr(loop, "learn", poisoned)
+    name = "critic/loss" if where == "metric" else "a parameter"
+    sentence = (
+        f"^training diverged: {name} of seed 0 is not finite at step 600; "
+        f"the last good checkpoint is {tmp_path / 'checkpoint.npz'}, of step 500$"
+    )
+    with pytest.raises(FloatingPointError, match=sentence):
+        train(tmp_path)
+    trainer = loop.Trainer(config())
+    loop.load_checkpoint(trainer, tmp_path / "checkpoint.npz")
+    assert trainer.steps == 500
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(trainer.state))
+
+
+def test_divergence_without_a_checkpoint(monkeypatch):
+    def diverged(agent, state, buffer, rows, keys, updates):
+        return state, buffer, {"critic/loss": jnp.array([jnp.inf])}
+
+    monkeypatch.setattr(loop, "learn", diverged)
+    with pytest.raises(FloatingPointError, match="step 300; no checkpoint had been"):
+        train()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"warmpu": 1}, "unknown setting 'warmpu'; did you mean 'warmup'?"),
+        ({"batchsize": 1}, "unknown setting 'batchsize'; did you mean 'batch_size'?"),
+        ({"algo": "sam"}, "unknown algorithm 'sam'; did you mean 'som'?"),
+        ({"profile": "labtop"}, "unknown profile 'labtop'; did you mean 'laptop'?"),
+        ({"steps": 0}, "steps is 0; at least 1 is wanted"),
+        ({"steps": float("nan")}, "steps is nan; at least 1 is wanted"),
+        ({"seeds": ()}, r"seeds is \[\]; a list of different whole numbers"),
+        ({"seeds": (1, 1)}, r"seeds is \[1, 1\]; a list of different"),
+        ({"seeds": (-1,)}, r"seeds is \[-1\]; a list of different"),
+        ({"seeds": (0.5,)}, r"seeds is \(0.5,\); a list of different"),
+        ({"seeds": 3}, "seeds is 3; a list of different"),
+        ({"capacity": 0}, "capacity is 0; a whole number of at least 1 is wanted"),
+        ({"env": "Kart-v0"}, "did you mean 'Cart-v0'?"),
+        ({"env": "CartPole-v1"}, "a Box of one dimension is wanted"),
+    ],
+)  # fmt: skip
+def test_train_refuses(tmp_path, change, sentence):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=sentence):
+        loop.train(**{"env": "Cart-v0", "steps": 100, "out": out, **change})
+    assert not out.exists()
+
+
+def test_train_refuses_a_folder_that_holds_a_run(straight):
+    with pytest.raises(ValueError, match="already holds a run; resume it instead"):
+        train(straight.out)
+
+
+def test_train_refuses_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        train(tmp_path / "file" / "run", progress=pytest.fail)
+
+
+# The policy
+
+
+def test_policy_takes_one_and_many(straight):
+    one = straight.policy(np.zeros(2))
+    many = straight.policy([[0.5, 0.0], [-0.5, 0.0]])
+    assert (one.shape, many.shape) == ((1,), (2, 1))
+    assert isinstance(many, np.ndarray) and (np.abs(many) <= 2).all()
+
+
+def test_policy_answers_in_the_units_of_the_task(straight):
+    policy = loop.load(straight.out)
+    here = np.array([[2.0, 0.0], [-2.0, 0.0]])
+    inside = policy.act(here)
+    policy.calls = 0
+    np.testing.assert_allclose(policy(here), 2 * inside)
+    assert (policy.algo, policy.env_id) == ("som", "Cart-v0")
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 3), (2, 2, 2)])
+def test_policy_refuses_other_shapes(straight, shape):
+    with pytest.raises(ValueError, match=r"has shape .*; \[2\] or \[B, 2\] is wanted"):
+        straight.policy(np.zeros(shape))
+
+
+def test_policy_refuses_what_is_not_finite(straight):
+    with pytest.raises(ValueError, match="observation holds NaN or infinity"):
+        straight.policy([np.nan, 0.0])
+
+
+def test_load_refuses(straight, tmp_path):
+    with pytest.raises(ValueError, match=r"index is 1; the policy has 1 seed\(s\)"):
+        loop.load(straight.out, 1)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        loop.load(tmp_path)
+    with pytest.raises(CheckpointError, match="is not a policy"):
+        loop.load(straight.out / "checkpoint.npz")
+    (tmp_path / "policy.npz").write_bytes(b"PK not ours")
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        loop.load(tmp_path)
+
+
+def test_evaluation_repeats(straight):
+    first = loop.evaluate(straight.policy, "Cart-v0", 4, seed=5)
+    assert first.shape == (4,) and np.isfinite(first).all()
+    second = loop.evaluate(loop.load(straight.out), "Cart-v0", 4, seed=5)
+    np.testing.assert_array_equal(first, second)
+    other = loop.evaluate(straight.policy, "Cart-v0", 4, seed=6)
+    assert (first != other).any()
+    with pytest.raises(ValueError, match="episodes is 0"):
+        loop.evaluate(straight.policy, "Cart-v0", 0)
+
+
+def test_progress_sees_every_chunk():
+    seen = []
+    train(progress=lambda step, metrics: seen.append((step, metrics)), steps=450)
+    assert [step for step, _ in seen] == [100, 200, 300, 400, 450]
+    assert "critic/loss" not in seen[1][1] and "critic/loss" in seen[2][1]
+    assert "evaluation/return" in seen[-1][1]
+
+
+def _die(step, metrics):
+    if step == 700:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), _die)
