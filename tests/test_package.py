@@ -49,7 +49,7 @@ def test_every_agent_has_the_three_profiles(name):
 
 def test_make_agent_takes_overrides_and_names_the_nearest():
     assert som.make_agent("som", 3, 2, width=8).config.width == 8
-    with pytest.raises(ValueError, match="unknown algorithm 'sum'; .* 'som'"):
+    with pytest.raises(ValueError, match=r"unknown algorithm 'sum'; .* 'som'"):
         som.make_agent("sum", 3, 2)
     with pytest.raises(ValueError, match="'widht'; did you mean 'width'"):
         som.make_agent("som", 3, 2, widht=8)

@@ -5,7 +5,8 @@
 
 The pages come from a server on 127.0.0.1, and no other host can be reached. Checked
 on every page: no error on the console, no request to another host, every formula
-rendered and within its column, no horizontal overflow on a phone, a text for every image, no broken link.
+rendered and within its column, no horizontal overflow on a phone, a text for every
+image, no broken link.
 """
 
 import argparse
@@ -46,7 +47,7 @@ ALLOWED = [
     "favicon.ico",
     "Got invalid theme mode",  # the theme's first visit, before it stores a mode
 ]
-PHONE, DESKTOP = (390, 844), (1280, 900)
+PHONE, DESKTOP = (390, 844), (1440, 900)
 TILE = 4000  # pixels of a page in one picture
 
 # Everything the checks need, read from the page in one go.

@@ -71,7 +71,9 @@ def td_target(
     std = jnp.take_along_axis(next_std, pick, -1)
     z = jnp.clip(jax.random.normal(key, next_mean.shape), -3, 3)
     reward, discount = reward[:, None], discount[:, None]
-    return Target(reward + discount * mean, reward + discount * (mean + std * z))
+    return Target(
+        reward + discount * mean, reward + discount * (mean + std * z)
+    )
 
 
 # %% From the likelihood to the loss
@@ -126,7 +128,7 @@ def update_bound(
 
 
 # %% Targets that lag
-def polyak(target, online, tau: float):
+def polyak(target, online, tau: float | Float[Array, ""]):
     """Move every leaf of target the fraction tau towards online.
 
     Args:

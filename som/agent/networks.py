@@ -37,7 +37,9 @@ class MLP(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(self, *inputs: Float[Array, "... _"]) -> Float[Array, "... S"]:
+    def __call__(
+        self, *inputs: Float[Array, "... _"]
+    ) -> Float[Array, "... S"]:
         fan_in = sum(x.shape[-1] for x in inputs)
         h = jnp.zeros(())
         for i, x in enumerate(inputs):
@@ -51,7 +53,9 @@ class MLP(nn.Module):
 
 
 # %% Features of time
-def time_features(t: Float[Array, "..."], size: int = 16) -> Float[Array, "... F"]:
+def time_features(
+    t: Float[Array, "..."], size: int = 16
+) -> Float[Array, "... F"]:
     """Sinusoids of t at frequencies 10000^(-2j / size).
 
     Args:
@@ -121,7 +125,9 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(
-        self, observation: Float[Array, "... O"], action: Float[Array, "... A"]
+        self,
+        observation: Float[Array, "... O"],
+        action: Float[Array, "... A"],
     ) -> tuple[Float[Array, "... 2"], Float[Array, "... 2"]]:
         twins = nn.vmap(
             MLP,

@@ -449,27 +449,39 @@ class SOM:
         critic, critic_opt, bound, metrics = critic_step(
             self, state, batch, k_critic
         )
-        delayed = state.step % config.policy_delay == 0
-        policy, policy_opt, loss = jax.lax.cond(
+
+        def delayed():
+            policy, opt, loss = policy_step(self, state, batch, k_policy)
+            return (
+                policy,
+                opt,
+                polyak(state.target_policy, policy, config.tau),
+                polyak(state.target_critic, critic, config.tau),
+                config.policy_delay * loss,  # its mean counts skipped steps
+            )
+
+        policy, policy_opt, target_policy, target_critic, loss = jax.lax.cond(
+            state.step % config.policy_delay == 0,
             delayed,
-            lambda: policy_step(self, state, batch, k_policy),
-            lambda: (state.policy, state.policy_opt, jnp.zeros(())),
+            lambda: (
+                state.policy,
+                state.policy_opt,
+                state.target_policy,
+                state.target_critic,
+                jnp.zeros(()),
+            ),
         )
         log_alpha, alpha_opt = jax.lax.cond(
             state.step % config.alpha_delay == 0,
             lambda: alpha_step(self, state),
             lambda: (state.log_alpha, state.alpha_opt),
         )
-        tau = jnp.where(delayed, config.tau, 0.0)
-        metrics |= {
-            "policy/loss": config.policy_delay * loss,  # zero when skipped
-            "alpha": jnp.exp(log_alpha),
-        }
+        metrics |= {"policy/loss": loss, "alpha": jnp.exp(log_alpha)}
         return SOMState(
             policy,
             critic,
-            polyak(state.target_policy, policy, tau),
-            polyak(state.target_critic, critic, tau),
+            target_policy,
+            target_critic,
             policy_opt,
             critic_opt,
             log_alpha,

@@ -57,7 +57,9 @@ def temperature_loss(
     return log_alpha * (entropy - target_entropy)
 
 
-def resting_alpha(target_entropy_per_action: float, noise_scale: float) -> float:
+def resting_alpha(
+    target_entropy_per_action: float, noise_scale: float
+) -> float:
     """Temperature at which the noise has its target entropy, for any A.
 
     Args:

@@ -99,7 +99,9 @@ class GaussianMixture:
                 f"{self.means.shape} and {self.weights.shape}."
             )
         if not self.std > 0:
-            raise ValueError(f"GaussianMixture wants std > 0, got {self.std}.")
+            raise ValueError(
+                f"GaussianMixture wants std > 0, got {self.std}."
+            )
         # Values are not known while jax.jit traces.
         traced = isinstance(self.weights, jax.core.Tracer)
         if not traced and not np.all(np.asarray(self.weights) > 0):
@@ -159,7 +161,8 @@ class GaussianMixture:
             component_key, log_weights, shape=(num_samples,)
         )
         centres = self.means[chosen]
-        return centres + self.std * jax.random.normal(noise_key, centres.shape)
+        noise = jax.random.normal(noise_key, centres.shape)
+        return centres + self.std * noise
 
 
 # %% Eight modes
@@ -175,12 +178,19 @@ def normalised_density(mixture: GaussianMixture) -> Reward:
     Returns:
         Reward, maps actions [..., A] to values in (0, 1].
     """
-    a = mixture.means
-    for _ in range(10):
-        a = a + mixture.std**2 * mixture.score(a)
-    top = jnp.max(mixture.log_prob(a))
-    # Rounding alone could lift a value above one.
-    return lambda a: jnp.exp(jnp.minimum(mixture.log_prob(a) - top, 0.0))
+
+    def climb(_, a):
+        return a + mixture.std**2 * mixture.score(a)
+
+    peaks = jax.lax.fori_loop(0, 10, climb, mixture.means)
+    top = jnp.max(mixture.log_prob(peaks))
+
+    @jax.jit
+    def reward(a):
+        # Rounding alone could lift a value above one.
+        return jnp.exp(jnp.minimum(mixture.log_prob(a) - top, 0.0))
+
+    return reward
 
 
 def eight_gaussians() -> GaussianMixture:
@@ -253,6 +263,7 @@ def checkerboard() -> Reward:
         fall = jax.scipy.special.ndtr((x[..., None] - left - 0.4) / blur)
         return jnp.sum(rise - fall, axis=-1)
 
+    @jax.jit
     def reward(a):
         even, odd = even_columns(a), even_columns(a - 0.4)
         return jnp.prod(even, axis=-1) + jnp.prod(odd, axis=-1)

@@ -235,7 +235,7 @@ def box_score(
 
 # %% One gradient tilts them all
 def tilt(
-    gradient: Float[Array, "... A"], t, sde: SDE, reach: float = 0.2
+    gradient: Float[Array, "... A"], t, sde: SDE, reach: float = 0.3
 ) -> Float[Array, "... A"]:
     """How far to tilt the guesses towards a gradient of the energy.
 

@@ -51,7 +51,8 @@ class VP:
 
     def integral(self, t):
         """B(t), the integral of beta from 0 to t."""
-        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+        slope = self.beta_max - self.beta_min
+        return self.beta_min * t + 0.5 * slope * t**2
 
     def mean(self, t) -> Array:
         """m(t), the share of a_0 that is left at time t."""

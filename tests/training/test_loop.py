@@ -50,7 +50,7 @@ AGENT = {
 }  # fmt: skip
 LOOP = {
     "num_envs": 5, "warmup": 200, "capacity": 20_000, "updates_per_step": 0.4,
-    "chunk_steps": 100, "evaluations": 2, "episodes": 3, "checkpoint_seconds": 1e-9,
+    "chunk_steps": 100, "evaluations": 2, "episodes": 3, "checkpoint_seconds": 1e9,
 }  # fmt: skip
 STEPS = 1_000
 
@@ -172,10 +172,8 @@ def test_two_seeds_are_each_seed_alone():
     assert int(both.state.step) == both.loop.updates
     for i in range(2):
         np.testing.assert_array_equal(buffer.rows[i], buffers[i].rows[0])
-        policies = jax.tree.leaves(both.policy(i).state)
-        for a, b in zip(
-            policies, jax.tree.leaves(alone[i].policy().state), strict=True
-        ):
+        pair = both.policy(i).state, alone[i].policy().state
+        for a, b in zip(*map(jax.tree.leaves, pair), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -260,8 +258,7 @@ def test_resume_with_a_ring_that_has_wrapped(tmp_path):
     two = loop.Trainer(small)
     other = loop.load_checkpoint(two, tmp_path / "c.npz")
     assert int(other.added[0]) == 500
-    assert_same(everything(one, buffer)[-7:], everything(two, other)[-7:])
-    np.testing.assert_array_equal(buffer.rows, other.rows)
+    assert_same(everything(one, buffer), everything(two, other))
 
 
 def test_resume_after_kill(tmp_path, straight):
@@ -270,7 +267,6 @@ def test_resume_after_kill(tmp_path, straight):
     done = subprocess.run([sys.executable, __file__, str(out)], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
     assert records.read_metadata(out / "checkpoint.npz")["chunk"] == 6
-    assert not loop.load(out) is None
     run = loop.resume(out)
     assert_same_arrays(out / "checkpoint.npz", straight.out / "checkpoint.npz")
     assert_same_arrays(out / "policy.npz", straight.out / "policy.npz")
@@ -294,7 +290,7 @@ def test_ctrl_c_saves_and_resume_continues(tmp_path, straight, chunk):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, interrupt, checkpoint_seconds=1e9)
+        train(tmp_path, interrupt)
     assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == chunk
     loop.resume(tmp_path)
     assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
@@ -331,8 +327,8 @@ def test_full_disk_loses_nothing(tmp_path, straight, monkeypatch):
         savez(file, **arrays)
 
     monkeypatch.setattr(records.np, "savez", full)
-    with pytest.raises(CheckpointError, match="No space left.* is intact"):
-        train(tmp_path)
+    with pytest.raises(CheckpointError, match=r"No space left.* is intact"):
+        train(tmp_path, checkpoint_seconds=1e-9)
     monkeypatch.undo()
     assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == 3
     loop.resume(tmp_path)
@@ -395,15 +391,17 @@ def test_tuples_of_a_config_survive_json():
 def test_divergence_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, where):
     learn, calls = loop.learn, []
 
+    def poison(x):
+        return x * jnp.nan
+
     def poisoned(*args):
         state, buffer, metrics = learn(*args)
         calls.append(1)
         if len(calls) == 4:
-            nan = lambda x: x * jnp.nan
             if where == "metric":
-                metrics["critic/loss"] = nan(metrics["critic/loss"])
+                metrics["critic/loss"] = jnp.full(1, jnp.nan)
             else:
-                state = state._replace(policy=jax.tree.map(nan, state.policy))
+                state = state._replace(policy=jax.tree.map(poison, state.policy))
         return state, buffer, metrics
 
     monkeypatch.setattr(loop, "learn", poisoned)
@@ -413,7 +411,7 @@ def test_divergence_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, w
         f"the last good checkpoint is {tmp_path / 'checkpoint.npz'}, of step 500$"
     )
     with pytest.raises(FloatingPointError, match=sentence):
-        train(tmp_path)
+        train(tmp_path, checkpoint_seconds=1e-9)
     trainer = loop.Trainer(config())
     loop.load_checkpoint(trainer, tmp_path / "checkpoint.npz")
     assert trainer.steps == 500
@@ -537,4 +535,4 @@ def _die(step, metrics):
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), _die)
+    train(Path(sys.argv[1]), _die, checkpoint_seconds=1e-9)

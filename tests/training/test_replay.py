@@ -22,7 +22,10 @@ def numbered(start, count, width=5):
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3)])
 def test_unpack_undoes_pack(lead):
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.normal(size=(*lead, *shape)).astype(np.float32)
+
+    def draw(*shape):
+        return rng.normal(size=(*lead, *shape)).astype(np.float32)
+
     batch = Transition(draw(7), draw(3), draw(), draw() > 0, draw(7))
     rows = pack(batch)
     assert rows.shape == (*lead, 2 * 7 + 3 + 2) and rows.dtype == np.float32

@@ -1,0 +1,174 @@
+"""The agent: options run, identities hold, a bandit is learned."""
+
+from dataclasses import fields, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from som.agent.critic import Transition
+from som.agent.som import (
+    SOM,
+    SOMConfig,
+    add_noise,
+    best_of_n,
+    candidates,
+    make_agent,
+    q_spread,
+    q_value,
+    times,
+)
+
+TINY = SOMConfig(width=8, depth=1, batch_size=4, num_samples=4, num_particles=3)
+
+
+def transitions(n, observation_size=3, action_size=2):
+    keys = jax.random.split(jax.random.PRNGKey(5), 3)
+    return Transition(
+        jax.random.normal(keys[0], (n, observation_size)),
+        jax.random.uniform(keys[1], (n, action_size), minval=-1, maxval=1),
+        jnp.ones(n),
+        jnp.zeros(n),
+        jax.random.normal(keys[2], (n, observation_size)),
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"estimator": "idem", "target": "jvp", "inverse_temperature": None},
+        {"estimator": "idem", "clip_guesses": True, "q_scale": "batch"},
+        {"estimator": "box", "target": "semigroup", "rescale": None},
+        {"sde": "ve", "noise_range": (0.05, 1.0), "ema_policy": True},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())) or "default",
+)
+def test_every_option_makes_finite_updates(options):
+    agent = SOM(replace(TINY, **options), 3, 2)
+    state = agent.init(jax.random.PRNGKey(0))
+    update = jax.jit(agent.update)
+    for i in range(2):
+        state, metrics = update(state, transitions(4), jax.random.PRNGKey(i))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
+    assert int(state.step) == 2
+    start = agent.init(jax.random.PRNGKey(0))
+    for name in ("policy", "critic", "target_critic"):
+        pairs = zip(
+            jax.tree.leaves(getattr(start, name)),
+            jax.tree.leaves(getattr(state, name)),
+            strict=True,
+        )
+        assert any(not np.array_equal(x, y) for x, y in pairs), name
+
+
+def test_chunks_change_memory_not_numbers():
+    batch, key = transitions(4), jax.random.PRNGKey(1)
+    results = []
+    for chunk in (0, 2):
+        agent = SOM(replace(TINY, chunk=chunk), 3, 2)
+        state = agent.init(jax.random.PRNGKey(0))
+        results.append(jax.jit(agent.update)(state, batch, key)[0].policy)
+    for x, y in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_best_of_n_is_the_greatest_q():
+    agent = SOM(TINY, 3, 2)
+    state, key = agent.init(jax.random.PRNGKey(0)), jax.random.PRNGKey(2)
+    s = transitions(5).observation
+    drawn = candidates(agent, state.policy, s, key, TINY.num_particles)
+    best = best_of_n(agent, state.policy, state.critic, s, key)
+    q = np.array(
+        [[q_value(agent, state.critic, s[i], a[i]) for i in range(5)] for a in drawn]
+    )
+    np.testing.assert_allclose(best, drawn[q.argmax(0), np.arange(5)])
+
+
+def test_act_is_reproducible_bounded_and_noisy_only_when_exploring():
+    agent = SOM(TINY, 3, 2)
+    state, key = agent.init(jax.random.PRNGKey(0)), jax.random.PRNGKey(2)
+    s = transitions(5).observation
+    act = jax.jit(agent.act, static_argnames="explore")
+    quiet, noisy = act(state, s, key), act(state, s, key, explore=True)
+    assert quiet.shape == (5, 2)
+    np.testing.assert_array_equal(quiet, act(state, s, key))
+    assert not np.array_equal(quiet, noisy)
+    assert np.abs(noisy).max() <= 1
+    assert act(state, s[0], key).shape == (2,)
+
+
+def test_noise_has_the_stated_deviation():
+    agent = SOM(TINY, 3, 1)
+    noise = add_noise(
+        agent, jnp.zeros((20_000, 1)), jnp.log(2.0), jax.random.PRNGKey(0)
+    )
+    assert abs(float(noise.std()) - 0.2) < 0.004  # four standard errors
+
+
+def test_times_are_sorted_and_anchored():
+    r, t = times(
+        SOM(replace(TINY, anchor_share=0.25), 3, 2), jax.random.PRNGKey(0), 400
+    )
+    assert np.all(r <= t)
+    assert np.sum(r == t) == 100
+
+
+def test_spread_of_q_is_blind_to_the_state():
+    agent = SOM(TINY, 3, 2)
+    state = agent.init(jax.random.PRNGKey(0))
+    s, key = transitions(64).observation, jax.random.PRNGKey(3)
+    within = q_spread(agent, state.critic, s, key)
+    whole = SOM(replace(TINY, q_scale="batch"), 3, 2)
+    assert 0 < float(within) < float(q_spread(whole, state.critic, s, key))
+
+
+def test_profiles_and_names():
+    paper, laptop, literal = (
+        make_agent("som", 3, 2, profile=p).config
+        for p in ("paper", "laptop", "paper-literal")
+    )
+    assert (paper.width, paper.batch_size, paper.num_samples) == (256, 256, 100)
+    assert (paper.num_particles, paper.actor_lr, paper.alpha_delay) == (32, 1e-4, 250)
+    assert (literal.estimator, literal.target, literal.rescale) == ("idem", "jvp", 25)
+    assert laptop.width < paper.width
+    assert make_agent("som", 3, 2, width=7).config.width == 7
+    assert len(fields(SOMConfig)) == len(fields(paper))
+    for bad, near in (("sam", "som"), ("smo", "som")):
+        with pytest.raises(ValueError, match=f"{bad}.*{near}"):
+            make_agent(bad, 3, 2)
+    with pytest.raises(ValueError, match=r"widht.*width"):
+        make_agent("som", 3, 2, widht=3)
+    with pytest.raises(ValueError, match="papper"):
+        make_agent("som", 3, 2, profile="papper")
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        make_agent("som", 3, 2, batch_size=0)
+
+
+def test_a_bandit_with_one_peak_is_learned():
+    peak = jnp.array([0.4, -0.3])
+    agent = make_agent(
+        "som", 1, 2, width=32, depth=2, batch_size=64, num_samples=8, num_particles=4
+    )
+
+    def body(state, key):
+        k_action, k_update = jax.random.split(key)
+        a = jax.random.uniform(k_action, (64, 2), minval=-1, maxval=1)
+        reward = -5 * jnp.sum((a - peak) ** 2, -1)
+        zero = jnp.zeros((64, 1))
+        batch = Transition(zero, a, reward, jnp.ones(64), zero)
+        return agent.update(state, batch, k_update)[0], None
+
+    def distance(state):
+        drawn = candidates(
+            agent, state.policy, jnp.zeros(1), jax.random.PRNGKey(9), 500
+        )
+        return float(jnp.mean(jnp.linalg.norm(drawn - peak, axis=-1)))
+
+    state = agent.init(jax.random.PRNGKey(0))
+    keys = jax.random.split(jax.random.PRNGKey(1), 1500)
+    after, _ = jax.jit(partial(jax.lax.scan, body))(state, keys)
+    assert distance(after) < 0.5 * distance(state)
+    assert distance(after) < 0.3
