@@ -208,6 +208,8 @@ def api_entry(app, what, name, obj, options, lines):
 def setup(app):
     """Register the handlers with Sphinx."""
     app.add_config_value("som_digest", "", "env")
+    # Titles with formulas are in the sidebar of pages that have no formula.
+    app.set_html_assets_policy("always")
     # Jupyter Book always loads thebe: its script fetches from another host when
     # used and, declared twice, is an error on the console.
     for event in ("env-before-read-docs", "doctree-resolved"):

@@ -29,7 +29,7 @@ ARMS = {
     "default": {},
     "idem estimator": {"estimator": "idem"},
     "box estimator": {"estimator": "box"},
-    "no rescaling, beta to 6": {"rescale": None, "noise_range": (0.1, 6.0)},
+    "unit length 12, beta to 2": {"rescale": 12.0, "noise_range": (0.1, 2.0)},
     "beta to 20": {"noise_range": (0.1, 20.0)},
     "jvp target": {"target": "jvp"},
     "semigroup target": {"target": "semigroup"},

@@ -76,13 +76,13 @@ class SOMConfig:
     num_samples: int = 100  # K of the score estimate
 
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
-    noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
+    noise_range: tuple[float, float] = (0.1, 6.0)  # beta (VP), sigma (VE)
     estimator: Literal["idem", "box", "combined"] = "combined"
-    rescale: float | None = 12.0  # w of Equation (8); None: score as it is
+    rescale: float | None = None  # w of Equation (8); None: score as it is
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
     q_scale: Literal["state", "batch"] = "state"  # whose std divides Q
-    inverse_temperature: float | None = 5.0  # factor on Q; None: alpha
+    inverse_temperature: float | None = 10.0  # factor on Q; None: alpha
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
     initial_alpha: float = 5.0  # where the temperature starts
     policy_delay: int = 2  # updates per step of policy and target critic

@@ -40,6 +40,7 @@ __all__ = [
 
 # %% Imports
 import json
+import operator
 import signal
 import threading
 import time
@@ -48,7 +49,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from operator import index as whole
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +140,14 @@ def init_seeds(agent, seeds: tuple[int, ...]):
         seeds: non-negative integers.
     """
     keys = fold(jnp.stack([jax.random.PRNGKey(s) for s in seeds]), INIT)
-    state = _init(agent, keys)
-    return state._replace(step=state.step[0])
+    states = [_init(agent, key) for key in keys]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return state._replace(step=states[0].step)
 
 
 @partial(jax.jit, static_argnames="agent")
-def _init(agent, keys):
-    return jax.vmap(agent.init)(keys)
+def _init(agent, key):
+    return agent.init(key)
 
 
 @jax.jit
@@ -798,7 +799,7 @@ def _make_config(
     if not (isinstance(steps, int | float) and 1 <= steps < float("inf")):
         raise ValueError(f"steps is {steps!r}; at least 1 is wanted")
     try:
-        seeds = [whole(seed) for seed in seeds]
+        seeds = [operator.index(seed) for seed in seeds]
         good = 0 < len(seeds) == len({s for s in seeds if 0 <= s < 2**31})
     except TypeError:
         good = False
