@@ -120,9 +120,8 @@ def candidates(
     """N one-step actions for each observation, clipped to the box."""
     shape = (num, *observation.shape[:-1], agent.action_size)
     noise = agent.sde.prior_std() * jax.random.normal(key, shape)
-    r, t = jnp.zeros(shape[:-1]), jnp.ones(shape[:-1])
-    states = jnp.broadcast_to(observation, (num, *observation.shape))
-    u = agent.policy_net.apply(policy, noise, r, t, states)
+    r, t = jnp.zeros(()), jnp.ones(())  # these and s meet the noise late
+    u = agent.policy_net.apply(policy, noise, r, t, observation)
     return jnp.clip(noise - u, -1, 1)
 
 

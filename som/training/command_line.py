@@ -320,6 +320,13 @@ def _check_same(out: Path, wanted: dict[str, Any]) -> None:
         )
 
 
+def _console() -> Console:
+    # Left to itself, rich takes a notebook's output for a terminal.
+    return Console(
+        force_jupyter=False, force_terminal=sys.stdout.isatty()
+    )
+
+
 def _train(args: argparse.Namespace) -> None:
     wanted = _wanted(args)
     usual = (args.algo, args.profile) == ("som", "laptop")
@@ -330,7 +337,7 @@ def _train(args: argparse.Namespace) -> None:
         _check_same(out, wanted)
         _resume(args)
         return
-    with ProgressLine(args.steps, Console(force_jupyter=False)) as progress:
+    with ProgressLine(args.steps, _console()) as progress:
         loop.train(
             args.algo, args.env, args.steps, args.seeds, args.profile,
             out, progress, **wanted["agent"], **wanted["loop"],
@@ -345,7 +352,7 @@ def _resume(args: argparse.Namespace) -> None:
     else:
         steps = read_record(out / "config.json")["steps"]
         print(f"continuing the unfinished run in {out}.")
-        with ProgressLine(steps, Console(force_jupyter=False)) as progress:
+        with ProgressLine(steps, _console()) as progress:
             loop.resume(out, progress)
     _report(out)
 

@@ -780,6 +780,8 @@ def finish(trainer: Trainer, buffer, out: Path | None, progress) -> Run:
                 saved = time.monotonic()
             if stop.is_set() and not last:
                 raise KeyboardInterrupt
+    if out and not record:  # stopped between its last checkpoint and record
+        record = save_all(trainer, buffer, out)
     return Run(record or make_record(trainer), trainer.policy(), out)
 
 
@@ -796,7 +798,8 @@ def _make_config(
     algo: str, env: str, steps, seeds, profile: str, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """The configuration of a run, checked."""
-    if not (isinstance(steps, int | float) and 1 <= steps < float("inf")):
+    number = isinstance(steps, int | float | np.integer)
+    if not (number and 1 <= steps < float("inf")):
         raise ValueError(f"steps is {steps!r}; at least 1 is wanted")
     try:
         seeds = [operator.index(seed) for seed in seeds]

@@ -466,15 +466,22 @@ def curve_arrays(record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def _pool(
     records: Sequence[dict[str, Any]],
 ) -> list[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """Records that differ only in their seeds become one."""
+    """Records that differ only in their seeds become one.
+
+    A seed counts once: the same seed again starts another entry.
+    """
     pooled: dict[str, tuple[dict[str, Any], np.ndarray, np.ndarray]] = {}
     for record in records:
         steps, returns = curve_arrays(record)
         same = [record.get(k) for k in ("algo", "env", "profile", "config")]
         key = json.dumps([same, steps.tolist()], sort_keys=True)
+        seeds = list(record["seeds"])
+        while key in pooled and set(seeds) & set(pooled[key][0]["seeds"]):
+            key += " again"
         if key in pooled:
+            seeds = [*pooled[key][0]["seeds"], *seeds]
             returns = np.concatenate([pooled[key][2], returns])
-        pooled[key] = (record, steps, returns)
+        pooled[key] = ({**record, "seeds": seeds}, steps, returns)
     return list(pooled.values())
 
 

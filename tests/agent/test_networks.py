@@ -25,32 +25,32 @@ def dense(params, i):
 @pytest.fixture(scope="module")
 def critic():
     s, a = jnp.ones(OBS), jnp.ones(A)
-    return Critic(WIDTH, DEPTH).init(KEY, s, a)
+    return jax.jit(Critic(WIDTH, DEPTH).init)(KEY, s, a)
 
 
 @pytest.fixture(scope="module")
 def policy():
     net = Policy(A, WIDTH, DEPTH)
     zero = jnp.zeros(())
-    return net, net.init(KEY, jnp.zeros(A), zero, zero, jnp.zeros(OBS))
+    return net, jax.jit(net.init)(KEY, jnp.zeros(A), zero, zero, jnp.zeros(OBS))
 
 
 def test_split_first_layer_equals_concatenation():
     keys = jax.random.split(KEY, 3)
     s, a = jax.random.normal(keys[0], (OBS,)), jax.random.normal(keys[1], (5, A))
     mlp = MLP(WIDTH, DEPTH, 4)
-    params = mlp.init(keys[2], s, a)
+    params = jax.jit(mlp.init)(keys[2], s, a)
     (w_s, bias), (w_a, none) = dense(params, 0), dense(params, 1)
     assert none == 0.0
     h = np.concatenate([np.tile(s, (5, 1)), a], -1) @ np.concatenate([w_s, w_a]) + bias
     for i in (2, 3):
         kernel, bias = dense(params, i)
         h = gelu(h) @ kernel + bias
-    np.testing.assert_allclose(mlp.apply(params, s, a), h, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(mlp.apply)(params, s, a), h, atol=1e-5)
 
 
 def test_all_first_kernels_have_the_deviation_of_one_joint_layer():
-    params = MLP(2000, 1, 1).init(KEY, jnp.zeros(12), jnp.zeros(4))
+    params = jax.jit(MLP(2000, 1, 1).init)(KEY, jnp.zeros(12), jnp.zeros(4))
     for i, size in enumerate((12, 4)):
         kernel, _ = dense(params, i)
         assert kernel.shape == (size, 2000)
@@ -82,8 +82,8 @@ def test_time_embedding_keeps_leading_axes():
 def test_policy_broadcasts_state_and_times(policy):
     net, params = policy
     a, s = jax.random.normal(KEY, (5, A)), jnp.arange(float(OBS))
-    shared = net.apply(params, a, jnp.zeros(()), jnp.ones(()), s)
-    full = net.apply(params, a, jnp.zeros(5), jnp.ones(5), jnp.tile(s, (5, 1)))
+    shared = jax.jit(net.apply)(params, a, jnp.zeros(()), jnp.ones(()), s)
+    full = jax.jit(net.apply)(params, a, jnp.zeros(5), jnp.ones(5), jnp.tile(s, (5, 1)))
     assert shared.shape == (5, A)
     np.testing.assert_allclose(shared, full, atol=1e-6)
 
@@ -101,11 +101,11 @@ def test_policy_tells_interval_from_time(policy):
 
 def test_critic_is_two_separate_networks(critic):
     s, a = jax.random.normal(KEY, (4, OBS)), jnp.full((7, 4, A), 0.3)
-    mean, std = Critic(WIDTH, DEPTH).apply(critic, s, a)
+    mean, std = jax.jit(Critic(WIDTH, DEPTH).apply)(critic, s, a)
     assert mean.shape == std.shape == (7, 4, 2)
     for i in range(2):
         own = jax.tree.map(lambda x, i=i: x[i], critic["params"]["VmapMLP_0"])
-        alone = MLP(WIDTH, DEPTH, 2).apply({"params": own}, s, a)
+        alone = jax.jit(MLP(WIDTH, DEPTH, 2).apply)({"params": own}, s, a)
         np.testing.assert_allclose(mean[..., i], alone[..., 0], atol=1e-6)
         softplus = np.log1p(np.exp(alone[..., 1]))
         np.testing.assert_allclose(std[..., i], softplus, atol=1e-6)
@@ -117,7 +117,7 @@ def test_twins_start_apart_and_do_not_share_gradients(critic):
     def first(params):
         return Critic(WIDTH, DEPTH).apply(params, s, a)[0][0]
 
-    mean, _ = Critic(WIDTH, DEPTH).apply(critic, s, a)
+    mean, _ = jax.jit(Critic(WIDTH, DEPTH).apply)(critic, s, a)
     assert abs(mean[0] - mean[1]) > 1e-3
     slopes = jax.tree.leaves(jax.jit(jax.grad(first))(critic))
     assert not any(np.any(leaf[1]) for leaf in slopes)

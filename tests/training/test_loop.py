@@ -4,6 +4,7 @@ Run as a program it trains until it kills itself: see test_resume_after_kill.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ AGENT = {
     "num_particles": 4, "actor_lr": 2e-3, "critic_lr": 2e-3,
 }  # fmt: skip
 LOOP = {
-    "num_envs": 5, "warmup": 200, "capacity": 20_000, "updates_per_step": 0.4,
+    "num_envs": 5, "warmup": 200, "capacity": 40_000, "updates_per_step": 0.4,
     "chunk_steps": 100, "evaluations": 2, "episodes": 3, "checkpoint_seconds": 1e9,
 }  # fmt: skip
 STEPS = 1_000
@@ -228,7 +229,7 @@ def test_physics_does_not_wait_for_learning(monkeypatch):
 def test_it_learns():
     run = train(steps=6_000, evaluations=1, episodes=20)
     final = np.mean(run.record["curve"][-1]["returns"])
-    assert final > -1.5, "idle returns about -11, random actions -13"
+    assert final > -5, "idle returns about -17, random actions -34"
 
 
 # Saving and resuming
@@ -343,6 +344,14 @@ def test_finished_run_comes_back_as_it_is(straight):
     assert [f.stat().st_mtime_ns for f in files] == before
     here = np.zeros((3, 2))
     np.testing.assert_array_equal(again.policy(here), straight.policy(here))
+
+
+def test_resume_between_the_last_checkpoint_and_the_record(tmp_path, straight):
+    for name in ("config.json", "checkpoint.npz"):
+        shutil.copy(straight.out / name, tmp_path)
+    run = loop.resume(tmp_path)
+    assert run.record["curve"] == straight.record["curve"]
+    assert records.read_record(tmp_path / "record.json") == run.record
 
 
 def test_folder_of_a_run(straight):

@@ -388,6 +388,11 @@ def test_plot_pools_seeds_and_separates_tasks_and_configs(tmp_path):
     ]
     pooled = next(ln for ln in first.lines if ln.get_label() == labels[0])
     np.testing.assert_allclose(pooled.get_ydata(), [1.0, 101.0])
+    again = plot_curves([*runs[:2], runs[1]]).axes[0]
+    assert again.get_legend_handles_labels()[1] == [
+        "som, laptop: 3 seeds",
+        "som, laptop: 1 seed",
+    ]
     assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
     with pytest.raises(ValueError, match="a picture is one of"):
         plot_curves(runs, tmp_path / "curve.txt")
