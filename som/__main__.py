@@ -1,2 +1,3 @@
 from som.training.command_line import main
+
 raise SystemExit(main())

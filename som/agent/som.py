@@ -32,7 +32,7 @@ __all__ = [
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,10 +101,10 @@ class SOMConfig:
 class SOMState(NamedTuple):
     """All that changes while the agent learns (a pytree of arrays)."""
 
-    policy: dict
-    critic: dict
-    target_policy: dict
-    target_critic: dict
+    policy: Any  # parameters, as flax keeps them
+    critic: Any
+    target_policy: Any
+    target_critic: Any
     policy_opt: optax.OptState
     critic_opt: optax.OptState
     log_alpha: Float[Array, ""]
@@ -248,9 +248,9 @@ def policy_loss(agent: "SOM", policy, critic, log_alpha, batch: Transition, key)
     a_t = jax.vmap(agent.sde.perturb)(
         jax.random.split(k_noise, num), batch.action, t
     )
-    factor = config.inverse_temperature
-    factor = jnp.exp(log_alpha) if factor is None else factor
-    factor = factor / q_spread(agent, critic, batch.observation, k_spread)
+    spread = q_spread(agent, critic, batch.observation, k_spread)
+    fixed = config.inverse_temperature
+    factor = (jnp.exp(log_alpha) if fixed is None else fixed) / spread
 
     def row(observation, a_t, r, t, key):
         k_score, k_middle = jax.random.split(key)
@@ -386,13 +386,13 @@ class SOM:
         return kind(*self.config.noise_range)
 
     @property
-    def policy_net(self) -> Policy:
-        """u_theta(a, r, t, s)."""
+    def policy_net(self) -> Any:
+        """The network u_theta(a, r, t, s), a `Policy`."""
         return Policy(self.action_size, self.config.width, self.config.depth)
 
     @property
-    def critic_net(self) -> Critic:
-        """Q_phi(s, a), twins with mean and std."""
+    def critic_net(self) -> Any:
+        """The network Q_phi(s, a), a `Critic`."""
         return Critic(self.config.width, self.config.depth)
 
     def init(self, key) -> SOMState:
@@ -491,7 +491,7 @@ class SOM:
 
 
 # %% Agents by name
-AGENTS: dict[str, type] = {"som": SOM}
+AGENTS: dict[str, Any] = {"som": SOM}
 
 
 def closest(word: str, choices, what: str) -> str:

@@ -214,7 +214,7 @@ class ProgressLine:
         if "evaluation/return" in metrics:
             mean = float(np.mean(metrics["evaluation/return"]))
             self.result = f"return {mean:,.1f}  "
-        note = f"{self.result}{speed:,.0f} steps/s"
+        note = self.result + (f"{speed:,.0f} steps/s" if speed else "")
         if self.console.is_terminal:
             self._bar.update(self._task, completed=step, note=note)
         elif now - self._last >= self.every or step >= self.total:
@@ -962,6 +962,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.errors.JaxRuntimeError,
     ) as error:  # fmt: skip
         status, sentence = 1, str(error) or type(error).__name__
-    print("som: " + " ".join(sentence.split()).rstrip(".") + ".",
-          file=sys.stderr)  # fmt: skip
+    sentence = " ".join(sentence.split())
+    end = "" if sentence.endswith((".", "?")) else "."
+    print(f"som: {sentence}{end}", file=sys.stderr)
     return status
