@@ -254,7 +254,8 @@ def _print_final(record: dict[str, Any]) -> None:
 
 def _report(out: Path) -> None:
     record = read_record(out / "record.json")
-    print(f"{record['algo']} on {record['env']}, profile {record['profile']}:")
+    facts = "{algo} on {env}, profile {profile}:"
+    print(facts.format(**record))
     _print_final(record)
     print(f"learned in {_clock(record['wall_seconds'])}")
     print(f"  curve   {out / 'learning_curve.png'}")
