@@ -146,7 +146,9 @@ def add_noise(
 ) -> Float[Array, "... A"]:
     """Add noise of standard deviation noise_scale * alpha, clip to the box."""
     std = agent.config.noise_scale * jnp.exp(log_alpha)
-    return jnp.clip(action + std * jax.random.normal(key, action.shape), -1, 1)
+    return jnp.clip(
+        action + std * jax.random.normal(key, action.shape), -1, 1
+    )
 
 
 # %% The velocity that the critic defines
@@ -229,7 +231,9 @@ def policy_target(
     return jnp.where(r == t, velocity(a_t, t), jump)
 
 
-def policy_loss(agent: "SOM", policy, critic, log_alpha, batch: Transition, key):
+def policy_loss(
+    agent: "SOM", policy, critic, log_alpha, batch: Transition, key
+):
     """Equation (7): mean squared distance from the target, over the batch.
 
     Args:
@@ -296,7 +300,9 @@ def critic_step(agent: "SOM", state: SOMState, batch: Transition, key):
     (value, (bound, mean, std)), grads = jax.value_and_grad(
         loss, has_aux=True
     )(state.critic)
-    updates, opt = optax.adam(config.critic_lr).update(grads, state.critic_opt)
+    updates, opt = optax.adam(config.critic_lr).update(
+        grads, state.critic_opt
+    )
     metrics = {
         "critic/loss": value,
         "critic/q": jnp.mean(mean),
@@ -399,7 +405,9 @@ class SOM:
         """Fresh parameters and optimizer states."""
         k_policy, k_critic = jax.random.split(key)
         s, a = jnp.zeros(self.observation_size), jnp.zeros(self.action_size)
-        policy = self.policy_net.init(k_policy, a, jnp.zeros(()), jnp.ones(()), s)
+        policy = self.policy_net.init(
+            k_policy, a, jnp.zeros(()), jnp.ones(()), s
+        )
         critic = self.critic_net.init(k_critic, s, a)
         log_alpha = jnp.log(jnp.float32(self.config.initial_alpha))
         return SOMState(
@@ -426,7 +434,9 @@ class SOM:
         Returns:
             Action in [-1, 1], [..., A].
         """
-        policy = state.target_policy if self.config.ema_policy else state.policy
+        policy = (
+            state.target_policy if self.config.ema_policy else state.policy
+        )
         k_action, k_noise = jax.random.split(key)
         action = best_of_n(self, policy, state.critic, observation, k_action)
         if explore:

@@ -323,9 +323,7 @@ def _check_same(out: Path, wanted: dict[str, Any]) -> None:
 
 def _console() -> Console:
     # Left to itself, rich takes a notebook's output for a terminal.
-    return Console(
-        force_jupyter=False, force_terminal=sys.stdout.isatty()
-    )
+    return Console(force_jupyter=False, force_terminal=sys.stdout.isatty())
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -816,23 +814,47 @@ def _add_train(commands: Any) -> None:
     )
     train.set_defaults(run=_train)
     option = train.add_argument
-    option("--algo", default="som", metavar="NAME",
-           help=f"algorithm, one of {', '.join(AGENTS)} (default: som)")
-    option("--env", default="HalfCheetah-v4", metavar="ID",
-           help="Gymnasium task with continuous actions "
-           "(default: HalfCheetah-v4)")
-    option("--steps", type=count, default=1_000_000, metavar="N",
-           help="environment steps per seed; 5e6 is understood "
-           "(default: 1e6)")
-    option("--seeds", type=seed_list, default=(0,), metavar="SEEDS",
-           help="a number of seeds (3 is 0, 1, 2), or the seeds themselves "
-           "with commas (4,7); they learn side by side (default: 1)")
-    option("--profile", default="laptop", metavar="NAME",
-           help="set of hyper-parameters: laptop, paper or paper-literal "
-           "(default: laptop)")
-    option("--out", metavar="DIR",
-           help="run folder, made if missing (default: runs/ENV, for SOM's "
-           "laptop profile; else runs/ENV-ALGO-PROFILE)")
+    option(
+        "--algo",
+        default="som",
+        metavar="NAME",
+        help=f"algorithm, one of {', '.join(AGENTS)} (default: som)",
+    )
+    option(
+        "--env",
+        default="HalfCheetah-v4",
+        metavar="ID",
+        help="Gymnasium task with continuous actions "
+        "(default: HalfCheetah-v4)",
+    )
+    option(
+        "--steps",
+        type=count,
+        default=1_000_000,
+        metavar="N",
+        help="environment steps per seed; 5e6 is understood (default: 1e6)",
+    )
+    option(
+        "--seeds",
+        type=seed_list,
+        default=(0,),
+        metavar="SEEDS",
+        help="a number of seeds (3 is 0, 1, 2), or the seeds themselves "
+        "with commas (4,7); they learn side by side (default: 1)",
+    )
+    option(
+        "--profile",
+        default="laptop",
+        metavar="NAME",
+        help="set of hyper-parameters: laptop, paper or paper-literal "
+        "(default: laptop)",
+    )
+    option(
+        "--out",
+        metavar="DIR",
+        help="run folder, made if missing (default: runs/ENV, for SOM's "
+        "laptop profile; else runs/ENV-ALGO-PROFILE)",
+    )
     option("--set", action="append", default=[], metavar="FIELD=VALUE",
            dest="overrides", help="change one field of the profile; may be "
            "repeated (default: none)")  # fmt: skip
@@ -861,17 +883,40 @@ def _add_playing(commands: Any) -> None:
             "--seed", type=int, default=0, metavar="N",
             help="seed of the task's first states (default: 0)",
         )  # fmt: skip
-    evaluate.add_argument("--episodes", type=count, default=20, metavar="N",
-                          help="episodes to play (default: 20)")
+    evaluate.add_argument(
+        "--episodes",
+        type=count,
+        default=20,
+        metavar="N",
+        help="episodes to play (default: 20)",
+    )
     option = render.add_argument
-    option("--out", default="policy.mp4", metavar="FILE",
-           help="the film, ending in .mp4 or .gif (default: policy.mp4)")
-    option("--seconds", type=float, default=10.0, metavar="S",
-           help="length in seconds of the task's own time (default: 10)")
-    option("--episodes", type=count, metavar="N",
-           help="film N whole episodes instead (default: by --seconds)")
-    option("--width", type=count, default=480, metavar="PIXELS",
-           help="width of the picture in pixels (default: 480)")
+    option(
+        "--out",
+        default="policy.mp4",
+        metavar="FILE",
+        help="the film, ending in .mp4 or .gif (default: policy.mp4)",
+    )
+    option(
+        "--seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="length in seconds of the task's own time (default: 10)",
+    )
+    option(
+        "--episodes",
+        type=count,
+        metavar="N",
+        help="film N whole episodes instead (default: by --seconds)",
+    )
+    option(
+        "--width",
+        type=count,
+        default=480,
+        metavar="PIXELS",
+        help="width of the picture in pixels (default: 480)",
+    )
     option("--height", type=count, default=480, metavar="PIXELS",
            help="height of the picture in pixels (default: 480)")  # fmt: skip
 
@@ -919,8 +964,13 @@ def parser() -> argparse.ArgumentParser:
         help="measure speed and memory on this machine",
         description="Measure speed and memory on this machine.",
     )
-    bench.add_argument("--repeats", type=count, default=7, metavar="N",
-                       help="timings per median (default: 7)")
+    bench.add_argument(
+        "--repeats",
+        type=count,
+        default=7,
+        metavar="N",
+        help="timings per median (default: 7)",
+    )
     bench.add_argument("--json", metavar="FILE",
                        help="also write the results there, with their "
                        "provenance (default: not written)")  # fmt: skip

@@ -351,7 +351,7 @@ def mean_ci(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over seeds with Student's confidence interval.
 
-    Equation {eq}`eq-records-student`.
+    Student's t interval, derived in the chapter on records.
 
     Args:
         values: one number per seed along the first axis, [S, ...].
@@ -378,7 +378,7 @@ def mean_ci(
 def iqm(values: npt.ArrayLike) -> float:
     """Interquartile mean of all values, of whatever shape.
 
-    Equation {eq}`eq-records-iqm`; Agarwal et al. (2021).
+    Agarwal et al. (2021).
 
     Args:
         values: numbers, any shape; with tasks, already normalised.

@@ -382,9 +382,12 @@ def test_record(straight):
 
 
 def test_checkpoint_of_another_run(tmp_path, straight):
-    other = loop.Trainer(config((0, 1)))
-    with pytest.raises(CheckpointError, match="another size"):
-        loop.load_checkpoint(other, straight.out / "checkpoint.npz")
+    for other, sentence in [
+        (config((0, 1)), "something else: it lacks .*envs"),
+        (config(num_envs=4), "another size: .*envs"),
+    ]:
+        with pytest.raises(CheckpointError, match=sentence):
+            loop.load_checkpoint(loop.Trainer(other), straight.out / "checkpoint.npz")
     with pytest.raises(CheckpointError, match="something else"):
         loop.load_checkpoint(loop.Trainer(config()), straight.out / "policy.npz")
 
@@ -458,7 +461,7 @@ def test_divergence_without_a_checkpoint(monkeypatch):
         ({"algo": "sam"}, "unknown algorithm 'sam'; did you mean 'som'?"),
         ({"profile": "labtop"}, "unknown profile 'labtop'; did you mean 'laptop'?"),
         ({"steps": 0}, "steps is 0; at least 1 is wanted"),
-        ({"steps": float("nan")}, "steps is nan; at least 1 is wanted"),
+        ({"steps": -5}, "steps is -5; at least 1 is wanted"),
         ({"seeds": ()}, r"seeds is \[\]; a list of different whole numbers"),
         ({"seeds": (1, 1)}, r"seeds is \[1, 1\]; a list of different"),
         ({"seeds": (-1,)}, r"seeds is \[-1\]; a list of different"),
