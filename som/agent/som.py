@@ -144,7 +144,7 @@ def best_of_n(
 def add_noise(
     agent: "SOM", action: Float[Array, "... A"], log_alpha, key
 ) -> Float[Array, "... A"]:
-    """Add noise of standard deviation noise_scale * alpha, clip to the box."""
+    """Add noise of deviation noise_scale * alpha, clip to the box."""
     std = agent.config.noise_scale * jnp.exp(log_alpha)
     return jnp.clip(
         action + std * jax.random.normal(key, action.shape), -1, 1
@@ -207,7 +207,7 @@ def flow_velocity(
 
 # %% The policy loss
 def times(agent: "SOM", key, num: int):
-    """Sorted pairs r <= t, uniform; the first anchor_share have r = t, [B]."""
+    """Sorted uniform pairs r <= t; r = t in the first anchor_share, [B]."""
     r, t = jnp.sort(jax.random.uniform(key, (2, num)), 0)
     anchors = jnp.arange(num) < agent.config.anchor_share * num
     return jnp.where(anchors, t, r), t

@@ -11,7 +11,7 @@ __all__ = [
     "choose_renderer",
     "film",
     "medians",
-    "matmul_peak",
+    "matmul",
     "update_times",
     "action_times",
     "physics_speeds",
@@ -542,21 +542,15 @@ def medians(
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def matmul_peak(repeats: int, size: int = 0) -> float:
-    """Measured rate of a square float32 matrix product.
-
-    Args:
-        repeats: timings for the median.
-        size: rows; 0 chooses 2048 on a CPU and 8192 elsewhere.
+def matmul() -> tuple[Callable[[], jax.Array], float]:
+    """A large square float32 matrix product.
 
     Returns:
-        Floating-point operations per second.
+        A call that computes it, and its floating-point operations.
     """
-    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    size = 2048 if jax.default_backend() == "cpu" else 8192
     x = jax.random.normal(jax.random.key(0), (size, size))
-    product = jax.jit(jnp.matmul)
-    seconds = medians({"": lambda: product(x, x)}, repeats)[""]
-    return 2 * size**3 / seconds
+    return partial(jax.jit(jnp.matmul), x, x), 2.0 * size**3
 
 
 def _random_batch(agent: Any, key: jax.Array) -> Transition:
@@ -586,21 +580,21 @@ def _score_memory(agent: Any, state: Any, batch: Transition) -> int:
 
 
 def update_times(
-    profile: str, repeats: int, peak: float, **overrides: Any
+    profile: str, repeats: int, **overrides: Any
 ) -> dict[str, float]:
     """Time and memory of an update, plain and chunked.
 
     Args:
         profile: the agent's profile.
         repeats: timings per median.
-        peak: operations per second to compare with.
         **overrides: fields of the configuration to change.
 
     Returns:
         Milliseconds, operations, shares of the peak, MiB.
     """
     result: dict[str, float] = {}
-    calls: dict[str, Callable[[], Any]] = {}
+    product, operations = matmul()
+    calls: dict[str, Callable[[], Any]] = {"matmul": product}
     key = jax.random.PRNGKey(0)
     for kind, chunk in {"plain": {"chunk": 0}, "chunked": {}}.items():
         agent = make_agent("som", 17, 6, profile, **{**overrides, **chunk})
@@ -617,6 +611,8 @@ def update_times(
     for name, seconds in medians(calls, repeats).items():
         result[f"{name} ms"] = 1e3 * seconds
     delay = agent.config.policy_delay
+    peak = operations / (result.pop("matmul ms") / 1e3)
+    result["matmul peak GFLOP/s"] = peak / 1e9
     for kind in ("plain", "chunked"):
         whole = result[f"{kind} policy ms"]
         part = result[f"{kind} critics ms"] if delay > 1 else whole
@@ -772,13 +768,11 @@ def benchmark(repeats: int) -> Iterator[tuple[str, dict[str, float]]]:
     Yields:
         The title of a table, and its rows.
     """
-    peak = matmul_peak(repeats)
-    yield "float32 matrix product", {"GFLOP/s": peak / 1e9}
     for profile in ("paper", "paper-literal", "laptop"):
         # The laptop profile does not chunk; here it is asked to, to compare.
         chunk = {"chunk": 5} if profile == "laptop" else {}
         title = f"one update, {profile} profile, HalfCheetah's sizes"
-        yield title, update_times(profile, repeats, peak, **chunk)
+        yield title, update_times(profile, repeats, **chunk)
     yield "one action, paper profile", action_times(repeats)
     speeds = physics_speeds(environments.RULES, repeats)
     yield "environment steps per second, 8 copies", speeds

@@ -24,7 +24,6 @@ from som.training.command_line import (
     film,
     loop_speed,
     main,
-    matmul_peak,
     medians,
     override,
     parser,
@@ -406,7 +405,7 @@ SMALLEST = {
 
 
 def test_benchmark_of_updates_actions_and_physics():
-    result = update_times("laptop", 1, matmul_peak(1, 64), **SMALLEST, chunk=1)
+    result = update_times("laptop", 1, **SMALLEST, chunk=1)
     assert all(value > 0 for value in result.values())
     assert set(physics_speeds([TASK], 1, num_envs=2, steps=3)) == {TASK}
     actions = action_times(1, width=4, depth=1)
