@@ -34,6 +34,7 @@ import sys
 import time
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -994,6 +995,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 failed, 2 misused, 130 interrupted.
     """
     args = None
+    # ffmpeg is started by a fork that runs nothing of JAX's threads.
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
     try:
         args = parser().parse_args(argv)
         args.run(args)
