@@ -2,9 +2,9 @@
 
 MuJoCo 2.3.7 has wheels up to Python 3.11, so this runs in an environment of its own:
 
-    python3.11 -m venv /tmp/old
-    /tmp/old/bin/pip install mujoco==2.3.7 gymnasium==0.29.1 "numpy<2"
-    /tmp/old/bin/python tools/record_trajectories.py
+    python3.11 -m venv .venv-mujoco-2.3.7
+    .venv-mujoco-2.3.7/bin/pip install mujoco==2.3.7 gymnasium==0.29.1 "numpy<2"
+    .venv-mujoco-2.3.7/bin/python tools/record_trajectories.py
 
 Random actions, each held for 10 steps so that the bodies move; a new episode where
 one ends. Row k holds the state before step k (the constraint solver's warm start is
