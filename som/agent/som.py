@@ -76,17 +76,18 @@ class SOMConfig:
     num_samples: int = 100  # K of the score estimate
 
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
-    noise_range: tuple[float, float] = (0.1, 6.0)  # beta (VP), sigma (VE)
+    noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
     estimator: Literal["idem", "box", "combined"] = "combined"
-    rescale: float | None = None  # w of Equation (8); None: score as it is
+    rescale: float | None = 12.0  # w of Equation (8); None: score as it is
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
+    prior_share: float = 0.5  # share of the batch that starts from the prior
     q_scale: Literal["state", "batch"] = "state"  # whose std divides Q
     inverse_temperature: float | None = 10.0  # factor on Q; None: alpha
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
     initial_alpha: float = 5.0  # where the temperature starts
     policy_delay: int = 2  # updates per step of policy and target critic
-    ema_policy: bool = False  # act with a lagging copy of the policy
+    ema_policy: bool = True  # act with the lagging copy of the policy
     chunk: int = 5  # guesses evaluated at once (memory); 0: all
 
     def __post_init__(self):
@@ -95,6 +96,11 @@ class SOMConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; at least 1 is wanted"
                 )
+        if self.anchor_share + self.prior_share > 1:
+            raise ValueError(
+                f"anchor_share {self.anchor_share} and prior_share "
+                f"{self.prior_share} share one batch; together at most 1"
+            )
 
 
 # %% The state
@@ -207,10 +213,13 @@ def flow_velocity(
 
 # %% The policy loss
 def times(agent: "SOM", key, num: int):
-    """Sorted uniform pairs r <= t; r = t in the first anchor_share, [B]."""
-    r, t = jnp.sort(jax.random.uniform(key, (2, num)), 0)
-    anchors = jnp.arange(num) < agent.config.anchor_share * num
-    return jnp.where(anchors, t, r), t
+    """Uniform pairs r <= t, [B] each; r = t in the first anchor_share of
+    the batch, t = 1 in the last prior_share."""
+    row = (jnp.arange(num) + 0.5) / num
+    r, t = jax.random.uniform(key, (2, num))
+    t = jnp.where(row > 1 - agent.config.prior_share, 1.0, t)
+    r, t = jnp.minimum(r, t), jnp.maximum(r, t)
+    return jnp.where(row < agent.config.anchor_share, t, r), t
 
 
 def policy_target(
@@ -247,11 +256,13 @@ def policy_loss(
         Loss, a scalar.
     """
     config, num = agent.config, len(batch.observation)
-    k_time, k_noise, k_spread, k_row = jax.random.split(key, 4)
+    k_time, k_noise, k_prior, k_spread, k_row = jax.random.split(key, 5)
     r, t = times(agent, k_time, num)
     a_t = jax.vmap(agent.sde.perturb)(
         jax.random.split(k_noise, num), batch.action, t
     )
+    prior = agent.sde.prior_std() * jax.random.normal(k_prior, a_t.shape)
+    a_t = jnp.where((t == 1)[:, None], prior, a_t)
     spread = q_spread(agent, critic, batch.observation, k_spread)
     fixed = config.inverse_temperature
     factor = (jnp.exp(log_alpha) if fixed is None else fixed) / spread
@@ -343,8 +354,10 @@ LITERAL = SOMConfig(
     rescale=25.0,
     target="jvp",
     anchor_share=0.0,
+    prior_share=0.0,
     q_scale="batch",
     inverse_temperature=None,
+    ema_policy=False,
 )
 LAPTOP = SOMConfig(
     width=128,
