@@ -4,7 +4,12 @@ The package is exported from the chapters of the book; this file only gathers
 the names that people use first.
 """
 
-from som.agent.som import AGENTS, make_agent
+from importlib import import_module
+
+from som.agent.actor_critic import AGENTS, make_agent
 from som.training.loop import Run, load, resume, train
 
 __all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]
+
+for name in ("agent.som",):  # each enters its class in AGENTS
+    import_module(f"som.{name}")

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from som.agent.actor_critic import candidates, make_agent
 from som.agent.critic import Transition
-from som.agent.som import SOM, candidates, make_agent
+from som.agent.som import SOM
 from som.theory.boltzmann import eight_modes
 from som.training.loop import init_seeds, seed_axes
 from som.training.records import provenance, read_record, write_record
@@ -71,12 +72,10 @@ def measure(overrides, updates, seeds):
     grid = jnp.stack(jnp.meshgrid(grid, grid), -1).reshape(-1, 2)
     hits, arrows = [], []
     for i in range(seeds):
-        policy = jax.tree.map(lambda x, i=i: x[i], state.policy)
+        policy = jax.tree.map(lambda x, i=i: x[i], agent.acting_policy(state))
         drawn = candidates(agent, policy, jnp.zeros(1), jax.random.PRNGKey(9), 2000)
-        u = agent.policy_net.apply(
-            policy, grid, jnp.zeros(49), jnp.ones(49), jnp.zeros((49, 1))
-        )
-        ends = jnp.clip(grid - u, -1, 1)
+        path = agent.transport(policy, grid, jnp.zeros(1), None)
+        ends = jnp.clip(path[-1], -1, 1)
         hits.append(near_peaks(drawn).mean(0).tolist())
         arrows.append(int(near_peaks(ends).any(1).sum()))
     return {"hits": hits, "arrows": arrows, "seconds": seconds}

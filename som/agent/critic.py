@@ -10,6 +10,7 @@ __all__ = [
     "critic_loss",
     "update_bound",
     "polyak",
+    "scalar_critic_loss",
 ]
 
 # %% Imports
@@ -139,3 +140,11 @@ def polyak(target, online, tau: float | Float[Array, ""]):
         Pytree of the same structure.
     """
     return jax.tree.map(lambda x, y: x + tau * (y - x), target, online)
+
+
+# %% The plain alternative
+def scalar_critic_loss(
+    mean: Float[Array, "B 2"], target: Target
+) -> Float[Array, ""]:
+    """Mean squared error from the target's mean, summed over the twins."""
+    return jnp.sum(jnp.mean((mean - target.mean) ** 2, 0))

@@ -13,13 +13,14 @@ __all__ = [
 
 # %% Imports
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 # %% Many actions for one state
 class MLP(nn.Module):
-    """Perceptron on the concatenation of its inputs, GELU between layers.
+    """Perceptron on the concatenation of its inputs.
 
     The first layer keeps one kernel per input and adds the products, so
     inputs only need shapes that broadcast: a state [O] meets its candidate
@@ -30,11 +31,13 @@ class MLP(nn.Module):
         width: units per hidden layer.
         depth: number of hidden layers, at least 1.
         size: number of outputs.
+        activation: between the layers, a name of jax.nn.
     """
 
     width: int
     depth: int
     size: int
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -47,9 +50,10 @@ class MLP(nn.Module):
                 x.shape[-1] / fan_in, "fan_in", "truncated_normal"
             )
             h += nn.Dense(self.width, use_bias=i == 0, kernel_init=init)(x)
+        bend = getattr(jax.nn, self.activation)
         for _ in range(self.depth - 1):
-            h = nn.Dense(self.width)(nn.gelu(h))
-        return nn.Dense(self.size)(nn.gelu(h))
+            h = nn.Dense(self.width)(bend(h))
+        return nn.Dense(self.size)(bend(h))
 
 
 # %% Features of time
@@ -89,11 +93,13 @@ class Policy(nn.Module):
         action_size: A.
         width: units per hidden layer.
         depth: number of hidden layers.
+        activation: between the layers, a name of jax.nn.
     """
 
     action_size: int
     width: int
     depth: int
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -104,7 +110,7 @@ class Policy(nn.Module):
         observation: Float[Array, "... O"],
     ) -> Float[Array, "... A"]:
         start, length = TimeEmbedding()(t), TimeEmbedding()(t - r)
-        mlp = MLP(self.width, self.depth, self.action_size)
+        mlp = MLP(self.width, self.depth, self.action_size, self.activation)
         return mlp(observation, a, start, length)
 
 
@@ -118,10 +124,12 @@ class Critic(nn.Module):
     Args:
         width: units per hidden layer.
         depth: number of hidden layers.
+        activation: between the layers, a name of jax.nn.
     """
 
     width: int
     depth: int
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -136,6 +144,6 @@ class Critic(nn.Module):
             in_axes=None,
             out_axes=-1,
             axis_size=2,
-        )(self.width, self.depth, 2)
+        )(self.width, self.depth, 2, self.activation)
         mean, raw = jnp.moveaxis(twins(observation, action), -2, 0)
         return mean, nn.softplus(raw)

@@ -5,11 +5,6 @@ Exported by tools/export.py from book/agent/som.md; edit the chapter.
 
 __all__ = [
     "SOMConfig",
-    "SOMState",
-    "candidates",
-    "q_value",
-    "best_of_n",
-    "add_noise",
     "ESTIMATORS",
     "MIN_TIME",
     "q_spread",
@@ -17,64 +12,41 @@ __all__ = [
     "times",
     "policy_target",
     "policy_loss",
-    "critic_step",
-    "policy_step",
-    "alpha_step",
     "LITERAL",
     "LAPTOP",
     "SOM",
-    "AGENTS",
-    "closest",
-    "make_agent",
 ]
 
 # %% Imports
-import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
-from som.agent.critic import (
-    Transition,
-    critic_loss,
-    polyak,
-    td_target,
-    update_bound,
+from som.agent.actor_critic import (
+    AGENTS,
+    ActorCritic,
+    ActorCriticConfig,
+    q_value,
 )
-from som.agent.networks import Critic, Policy
-from som.agent.temperature import temperature_loss
+from som.agent.critic import Transition
+from som.agent.networks import Policy
 from som.theory import meanflow, probability_flow, score
 from som.theory.sde import SDE, VE, VP
 
 
 # %% The configuration
 @dataclass(frozen=True)
-class SOMConfig:
+class SOMConfig(ActorCriticConfig):
     """Everything the agent can be told; defaults are the profile `paper`.
 
-    The first block is Table 3 of the paper, the second what it leaves open.
+    K is in Table 3 of the paper, the rest is what it leaves open.
     """
 
-    width: int = 256  # units per hidden layer
-    depth: int = 3  # hidden layers
-    batch_size: int = 256  # transitions per update
-    discount: float = 0.99  # gamma, per environment step
-    tau: float = 0.005  # share of the online critic moved into the target
-    reward_scale: float = 0.2  # factor on every reward
-    actor_lr: float = 1e-4  # Adam step of the policy
-    critic_lr: float = 1e-4  # Adam step of the critics
-    alpha_lr: float = 7e-3  # Adam step of log alpha
-    alpha_delay: int = 250  # updates between two steps of alpha
-    target_entropy: float = -0.9  # nats per action dimension
-    noise_scale: float = 0.1  # exploration noise in units of alpha
-    num_particles: int = 32  # N of best-of-N
     num_samples: int = 100  # K of the score estimate
-
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
     estimator: Literal["idem", "box", "combined"] = "combined"
@@ -85,76 +57,15 @@ class SOMConfig:
     q_scale: Literal["state", "batch"] = "state"  # whose std divides Q
     inverse_temperature: float | None = 10.0  # factor on Q; None: alpha
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
-    initial_alpha: float = 5.0  # where the temperature starts
-    policy_delay: int = 2  # updates per step of policy and target critic
-    ema_policy: bool = True  # act with the lagging copy of the policy
     chunk: int = 5  # guesses evaluated at once (memory); 0: all
 
     def __post_init__(self):
-        for name in ("width", "depth", "batch_size", "num_particles"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; at least 1 is wanted"
-                )
+        super().__post_init__()
         if self.anchor_share + self.prior_share > 1:
             raise ValueError(
                 f"anchor_share {self.anchor_share} and prior_share "
                 f"{self.prior_share} share one batch; together at most 1"
             )
-
-
-# %% The state
-class SOMState(NamedTuple):
-    """All that changes while the agent learns (a pytree of arrays)."""
-
-    policy: Any  # parameters, as flax keeps them
-    critic: Any
-    target_policy: Any
-    target_critic: Any
-    policy_opt: optax.OptState
-    critic_opt: optax.OptState
-    log_alpha: Float[Array, ""]
-    alpha_opt: optax.OptState
-    bound: Float[Array, "2"]  # running mean of the critics' std
-    step: Array  # updates made
-
-
-# %% Acting: best of N
-def candidates(
-    agent: "SOM", policy, observation: Float[Array, "... O"], key, num: int
-) -> Float[Array, "N ... A"]:
-    """N one-step actions for each observation, clipped to the box."""
-    shape = (num, *observation.shape[:-1], agent.action_size)
-    noise = agent.sde.prior_std() * jax.random.normal(key, shape)
-    r, t = jnp.zeros(()), jnp.ones(())  # these and s meet the noise late
-    u = agent.policy_net.apply(policy, noise, r, t, observation)
-    return jnp.clip(noise - u, -1, 1)
-
-
-def q_value(agent: "SOM", critic, observation, action) -> Float[Array, "..."]:
-    """The smaller of the twins' means."""
-    return jnp.min(agent.critic_net.apply(critic, observation, action)[0], -1)
-
-
-def best_of_n(
-    agent: "SOM", policy, critic, observation: Float[Array, "... O"], key
-) -> Float[Array, "... A"]:
-    """Of N one-step actions, the one that the critic likes best."""
-    actions = candidates(
-        agent, policy, observation, key, agent.config.num_particles
-    )
-    best = jnp.argmax(q_value(agent, critic, observation, actions), 0)
-    return jnp.take_along_axis(actions, best[None, ..., None], 0)[0]
-
-
-def add_noise(
-    agent: "SOM", action: Float[Array, "... A"], log_alpha, key
-) -> Float[Array, "... A"]:
-    """Add noise of deviation noise_scale * alpha, clip to the box."""
-    std = agent.config.noise_scale * jnp.exp(log_alpha)
-    return jnp.clip(
-        action + std * jax.random.normal(key, action.shape), -1, 1
-    )
 
 
 # %% The velocity that the critic defines
@@ -261,7 +172,7 @@ def policy_loss(
     a_t = jax.vmap(agent.sde.perturb)(
         jax.random.split(k_noise, num), batch.action, t
     )
-    prior = agent.sde.prior_std() * jax.random.normal(k_prior, a_t.shape)
+    prior = agent.prior_std * jax.random.normal(k_prior, a_t.shape)
     a_t = jnp.where((t == 1)[:, None], prior, a_t)
     spread = q_spread(agent, critic, batch.observation, k_spread)
     fixed = config.inverse_temperature
@@ -279,72 +190,6 @@ def policy_loss(
 
     keys = jax.random.split(k_row, num)
     return jnp.mean(jax.vmap(row)(batch.observation, a_t, r, t, keys))
-
-
-# %% The critic's step
-def critic_step(agent: "SOM", state: SOMState, batch: Transition, key):
-    """One Adam step of the twin critics towards the best-of-N target."""
-    config = agent.config
-    k_action, k_noise, k_target = jax.random.split(key, 3)
-    action = best_of_n(
-        agent, state.policy, state.critic, batch.next_observation, k_action
-    )
-    action = add_noise(agent, action, state.log_alpha, k_noise)
-    next_mean, next_std = agent.critic_net.apply(
-        state.target_critic, batch.next_observation, action
-    )
-    target = td_target(
-        k_target,
-        config.reward_scale * batch.reward,
-        config.discount * (1 - batch.terminated),
-        next_mean,
-        next_std,
-    )
-
-    def loss(params):
-        mean, std = agent.critic_net.apply(
-            params, batch.observation, batch.action
-        )
-        bound = update_bound(state.bound, std, config.tau, state.step == 0)
-        return critic_loss(mean, std, target, bound), (bound, mean, std)
-
-    (value, (bound, mean, std)), grads = jax.value_and_grad(
-        loss, has_aux=True
-    )(state.critic)
-    updates, opt = optax.adam(config.critic_lr).update(
-        grads, state.critic_opt
-    )
-    metrics = {
-        "critic/loss": value,
-        "critic/q": jnp.mean(mean),
-        "critic/std": jnp.mean(std),
-    }
-    return optax.apply_updates(state.critic, updates), opt, bound, metrics
-
-
-# %% The policy's step and the temperature's
-def policy_step(agent: "SOM", state: SOMState, batch: Transition, key):
-    """One Adam step of the policy against the critic of the last update."""
-    loss, grads = jax.value_and_grad(
-        lambda policy: policy_loss(
-            agent, policy, state.critic, state.log_alpha, batch, key
-        )
-    )(state.policy)
-    adam = optax.adam(agent.config.actor_lr)
-    updates, opt = adam.update(grads, state.policy_opt)
-    return optax.apply_updates(state.policy, updates), opt, loss
-
-
-def alpha_step(agent: "SOM", state: SOMState):
-    """One Adam step of log alpha."""
-    config = agent.config
-    target = config.target_entropy * agent.action_size
-    gradient = jax.grad(temperature_loss)(
-        state.log_alpha, target, config.noise_scale, agent.action_size
-    )
-    adam = optax.adam(config.alpha_lr)
-    update, opt = adam.update(gradient, state.alpha_opt)
-    return state.log_alpha + update, opt
 
 
 # %% The agent
@@ -373,7 +218,7 @@ LAPTOP = SOMConfig(
 
 
 @dataclass(frozen=True)
-class SOM:
+class SOM(ActorCritic):
     """Score-based one-step MeanFlow policy optimisation (Algorithm 1).
 
     Args:
@@ -383,16 +228,8 @@ class SOM:
     """
 
     config: SOMConfig
-    observation_size: int
-    action_size: int
 
-    learning_only: ClassVar[tuple[str, ...]] = (
-        "target_critic",
-        "policy_opt",
-        "critic_opt",
-        "alpha_opt",
-    )  # fields of the state that acting does not need
-    profiles: ClassVar[dict[str, SOMConfig]] = {
+    profiles: ClassVar[dict[str, Any]] = {
         "paper": SOMConfig(),
         "laptop": LAPTOP,
         "paper-literal": LITERAL,
@@ -405,152 +242,33 @@ class SOM:
         return kind(*self.config.noise_range)
 
     @property
-    def policy_net(self) -> Any:
-        """The network u_theta(a, r, t, s), a `Policy`."""
-        return Policy(self.action_size, self.config.width, self.config.depth)
+    def prior_std(self) -> float:
+        """Deviation of a_1."""
+        return self.sde.prior_std()
 
     @property
-    def critic_net(self) -> Any:
-        """The network Q_phi(s, a), a `Critic`."""
-        return Critic(self.config.width, self.config.depth)
-
-    def init(self, key) -> SOMState:
-        """Fresh parameters and optimizer states."""
-        k_policy, k_critic = jax.random.split(key)
-        s, a = jnp.zeros(self.observation_size), jnp.zeros(self.action_size)
-        policy = self.policy_net.init(
-            k_policy, a, jnp.zeros(()), jnp.ones(()), s
-        )
-        critic = self.critic_net.init(k_critic, s, a)
-        log_alpha = jnp.log(jnp.float32(self.config.initial_alpha))
-        return SOMState(
-            policy,
-            critic,
-            policy,
-            critic,
-            optax.adam(self.config.actor_lr).init(policy),
-            optax.adam(self.config.critic_lr).init(critic),
-            log_alpha,
-            optax.adam(self.config.alpha_lr).init(log_alpha),
-            jnp.zeros(2),
-            jnp.zeros((), jnp.int32),
-        )
-
-    def act(self, state: SOMState, observation, key, explore: bool = False):
-        """Best-of-N one-step action; with noise when exploring.
-
-        Args:
-            observation: [..., O].
-            key: random key.
-            explore: add the temperature's noise, as during collection.
-
-        Returns:
-            Action in [-1, 1], [..., A].
-        """
-        policy = (
-            state.target_policy if self.config.ema_policy else state.policy
-        )
-        k_action, k_noise = jax.random.split(key)
-        action = best_of_n(self, policy, state.critic, observation, k_action)
-        if explore:
-            action = add_noise(self, action, state.log_alpha, k_noise)
-        return action
-
-    def update(self, state: SOMState, batch: Transition, key):
-        """One update of critic, policy and temperature.
-
-        Args:
-            batch: transitions, leading axis B.
-            key: random key.
-
-        Returns:
-            New state and a flat dict of scalar metrics.
-        """
+    def policy_net(self) -> Any:
+        """The network u_theta(a, r, t, s), a `Policy`."""
         config = self.config
-        k_critic, k_policy = jax.random.split(key)
-        critic, critic_opt, bound, metrics = critic_step(
-            self, state, batch, k_critic
+        size = self.action_size
+        return Policy(size, config.width, config.depth, config.activation)
+
+    def init_policy(self, key) -> Any:
+        """Fresh parameters of u_theta."""
+        s, a = jnp.zeros(self.observation_size), jnp.zeros(self.action_size)
+        return self.policy_net.init(key, a, jnp.zeros(()), jnp.ones(()), s)
+
+    def transport(self, policy, noise, observation, key) -> Array:
+        """Noise and action, [2, ..., A]: one step, nothing between."""
+        r, t = jnp.zeros(()), jnp.ones(())  # these and s meet the noise late
+        u = self.policy_net.apply(policy, noise, r, t, observation)
+        return jnp.stack([noise, noise - u])
+
+    def policy_loss(self, policy, state, batch: Transition, key) -> Array:
+        """Equation (7) against the critic of the last update."""
+        return policy_loss(
+            self, policy, state.critic, state.log_alpha, batch, key
         )
 
-        def delayed():
-            policy, opt, loss = policy_step(self, state, batch, k_policy)
-            return (
-                policy,
-                opt,
-                polyak(state.target_policy, policy, config.tau),
-                polyak(state.target_critic, critic, config.tau),
-                config.policy_delay * loss,  # its mean counts skipped steps
-            )
 
-        policy, policy_opt, target_policy, target_critic, loss = jax.lax.cond(
-            state.step % config.policy_delay == 0,
-            delayed,
-            lambda: (
-                state.policy,
-                state.policy_opt,
-                state.target_policy,
-                state.target_critic,
-                jnp.zeros(()),
-            ),
-        )
-        log_alpha, alpha_opt = jax.lax.cond(
-            state.step % config.alpha_delay == 0,
-            lambda: alpha_step(self, state),
-            lambda: (state.log_alpha, state.alpha_opt),
-        )
-        metrics |= {"policy/loss": loss, "alpha": jnp.exp(log_alpha)}
-        return SOMState(
-            policy,
-            critic,
-            target_policy,
-            target_critic,
-            policy_opt,
-            critic_opt,
-            log_alpha,
-            alpha_opt,
-            bound,
-            state.step + 1,
-        ), metrics
-
-
-# %% Agents by name
-AGENTS: dict[str, Any] = {"som": SOM}
-
-
-def closest(word: str, choices, what: str) -> str:
-    """The choice itself, or a ValueError that names the nearest one.
-
-    Raises:
-        ValueError: word is not among the choices.
-    """
-    if word in choices:
-        return word
-    near = difflib.get_close_matches(word, list(choices), 1, 0.0)[0]
-    raise ValueError(f"unknown {what} {word!r}; did you mean {near!r}?")
-
-
-def make_agent(
-    name: str,
-    observation_size: int,
-    action_size: int,
-    profile: str = "laptop",
-    **overrides,
-):
-    """An agent by its name.
-
-    Args:
-        name: key of AGENTS.
-        observation_size: O.
-        action_size: A.
-        profile: "paper", "laptop" or "paper-literal".
-        **overrides: fields of the agent's config to change.
-
-    Raises:
-        ValueError: unknown name, profile or field.
-    """
-    kind = AGENTS[closest(name, AGENTS, "algorithm")]
-    config = kind.profiles[closest(profile, kind.profiles, "profile")]
-    known = [f.name for f in fields(config)]
-    for key in overrides:
-        closest(key, known, f"setting of {name}")
-    return kind(replace(config, **overrides), observation_size, action_size)
+AGENTS["som"] = SOM

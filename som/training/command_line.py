@@ -50,7 +50,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from som.agent.critic import Transition
-from som.agent.som import AGENTS, closest, flow_velocity, make_agent
+from som.agent.actor_critic import AGENTS, closest, make_agent
+from som.agent.som import flow_velocity
 from som.training import environments, loop
 from som.training.records import (
     bootstrap_ci,
@@ -276,35 +277,6 @@ def _settings(run: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(every))
 
 
-def _wanted(args: argparse.Namespace) -> dict[str, Any]:
-    """The run that the words describe, in the form of a config.json."""
-    kind: Any = AGENTS[closest(args.algo, AGENTS, "algorithm")]
-    profile = closest(args.profile, kind.profiles, "profile")
-    configs = kind.profiles[profile], loop.LOOPS[profile]
-    given = dict(override(text, *configs) for text in args.overrides)
-    own = {f.name for f in dataclasses.fields(configs[1])}
-    schedule = {k: v for k, v in given.items() if k in own}
-    return {
-        "algo": args.algo,
-        "env": args.env,
-        "steps": args.steps,
-        "seeds": list(args.seeds),
-        "profile": profile,
-        "agent": {k: v for k, v in given.items() if k not in own},
-        "loop": dataclasses.asdict(
-            dataclasses.replace(configs[1], **schedule)
-        ),
-    }
-
-
-def _is_finished(out: Path) -> bool:
-    if not (out / "record.json").exists():
-        return False
-    record = read_record(out / "record.json")
-    curve = record["curve"]
-    return bool(curve) and curve[-1]["step"] >= record["steps"]
-
-
 def _check_same(out: Path, wanted: dict[str, Any]) -> None:
     """Refuse a folder that holds a run with other settings."""
     saved = _settings(read_record(out / "config.json"))
@@ -328,7 +300,13 @@ def _console() -> Console:
 
 
 def _train(args: argparse.Namespace) -> None:
-    wanted = _wanted(args)
+    kind: Any = AGENTS[closest(args.algo, AGENTS, "algorithm")]
+    profile = closest(args.profile, kind.profiles, "profile")
+    configs = kind.profiles[profile], loop.LOOPS[profile]
+    given = dict(override(text, *configs) for text in args.overrides)
+    wanted = loop.make_config(
+        args.algo, args.env, args.steps, args.seeds, profile, given
+    )
     usual = (args.algo, args.profile) == ("som", "laptop")
     name = args.env if usual else f"{args.env}-{args.algo}-{args.profile}"
     out = Path(args.out or f"runs/{name}")
@@ -339,15 +317,15 @@ def _train(args: argparse.Namespace) -> None:
         return
     with ProgressLine(args.steps, _console()) as progress:
         loop.train(
-            args.algo, args.env, args.steps, args.seeds, args.profile,
-            out, progress, **wanted["agent"], **wanted["loop"],
+            args.algo, args.env, args.steps, args.seeds, profile,
+            out, progress, **given,
         )  # fmt: skip
     _report(out)
 
 
 def _resume(args: argparse.Namespace) -> None:
     out = Path(args.out)
-    if _is_finished(out):
+    if loop.is_finished(out):
         print(f"the run in {out} is already finished.")
     else:
         steps = read_record(out / "config.json")["steps"]

@@ -34,7 +34,9 @@ __all__ = [
     "EVALUATION_SEED",
     "evaluate_now",
     "finish",
+    "make_config",
     "train",
+    "is_finished",
     "resume",
 ]
 
@@ -57,7 +59,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from som.agent.critic import Transition
-from som.agent.som import AGENTS, closest, make_agent
+from som.agent.actor_critic import AGENTS, closest, make_agent
 from som.training import environments, records, replay
 
 
@@ -794,10 +796,18 @@ def _last_checkpoint(trainer, out):
 
 
 # %% Train and resume
-def _make_config(
+def make_config(
     algo: str, env: str, steps, seeds, profile: str, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """The configuration of a run, checked."""
+    """What config.json holds: a run's settings, checked and sorted by owner.
+
+    Args:
+        algo, env, steps, seeds, profile: as in train.
+        overrides: fields of the agent's config or of LoopConfig.
+
+    Raises:
+        ValueError: a number, name or setting that no run can have.
+    """
     number = isinstance(steps, int | float | np.integer)
     if not (number and 1 <= steps < float("inf")):
         raise ValueError(f"steps is {steps!r}; at least 1 is wanted")
@@ -859,7 +869,7 @@ def train(
         FloatingPointError: training diverged.
         KeyboardInterrupt: Ctrl-C; resume continues.
     """
-    config = _make_config(algo, env, steps, seeds, profile, overrides)
+    config = make_config(algo, env, steps, seeds, profile, overrides)
     out = None if out is None else Path(out)
     if out and (out / "config.json").exists():
         raise ValueError(f"{out} already holds a run; resume it instead")
@@ -867,6 +877,15 @@ def train(
     if out:
         records.write_record(out / "config.json", config)
     return finish(trainer, trainer.empty_buffer(), out, progress)
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run in a folder has made all its steps."""
+    if not (out / "record.json").exists():
+        return False
+    record = records.read_record(out / "record.json")
+    curve = record["curve"]
+    return bool(curve) and curve[-1]["step"] >= record["steps"]
 
 
 def resume(out, progress: Callable[[int, dict], None] | None = None) -> Run:
@@ -886,10 +905,9 @@ def resume(out, progress: Callable[[int, dict], None] | None = None) -> Run:
     """
     out = Path(out)
     config = records.read_record(out / "config.json")
-    if (out / "record.json").exists():
+    if is_finished(out):
         record = records.read_record(out / "record.json")
-        if record["curve"] and record["curve"][-1]["step"] >= record["steps"]:
-            return Run(record, load(out), out)
+        return Run(record, load(out), out)
     try:
         trainer = Trainer(config)
     except (KeyError, TypeError) as error:

@@ -8,16 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from som.agent.actor_critic import candidates, make_agent
 from som.agent.critic import Transition
 from som.agent.som import (
     SOM,
     SOMConfig,
-    add_noise,
-    best_of_n,
-    candidates,
-    make_agent,
     q_spread,
-    q_value,
     times,
 )
 
@@ -75,45 +71,16 @@ def test_chunks_change_memory_not_numbers():
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
-def test_best_of_n_is_the_greatest_q():
-    agent = SOM(TINY, 3, 2)
-    state, key = agent.init(jax.random.PRNGKey(0)), jax.random.PRNGKey(2)
-    s = transitions(5).observation
-    drawn = candidates(agent, state.policy, s, key, TINY.num_particles)
-    best = best_of_n(agent, state.policy, state.critic, s, key)
-    q = np.array(
-        [[q_value(agent, state.critic, s[i], a[i]) for i in range(5)] for a in drawn]
-    )
-    np.testing.assert_allclose(best, drawn[q.argmax(0), np.arange(5)])
-
-
-def test_act_is_reproducible_bounded_and_noisy_only_when_exploring():
-    agent = SOM(TINY, 3, 2)
-    state, key = agent.init(jax.random.PRNGKey(0)), jax.random.PRNGKey(2)
-    s = transitions(5).observation
-    act = jax.jit(agent.act, static_argnames="explore")
-    quiet, noisy = act(state, s, key), act(state, s, key, explore=True)
-    assert quiet.shape == (5, 2)
-    np.testing.assert_array_equal(quiet, act(state, s, key))
-    assert not np.array_equal(quiet, noisy)
-    assert np.abs(noisy).max() <= 1
-    assert act(state, s[0], key).shape == (2,)
-
-
-def test_noise_has_the_stated_deviation():
-    agent = SOM(TINY, 3, 1)
-    noise = add_noise(
-        agent, jnp.zeros((20_000, 1)), jnp.log(2.0), jax.random.PRNGKey(0)
-    )
-    assert abs(float(noise.std()) - 0.2) < 0.004  # four standard errors
-
-
-def test_times_are_sorted_and_anchored():
-    r, t = times(
-        SOM(replace(TINY, anchor_share=0.25), 3, 2), jax.random.PRNGKey(0), 400
-    )
+def test_times_are_sorted_anchored_and_start_from_the_prior():
+    shares = {"anchor_share": 0.25, "prior_share": 0.5}
+    agent = SOM(replace(TINY, **shares), 3, 2)
+    r, t = times(agent, jax.random.PRNGKey(0), 400)
     assert np.all(r <= t)
     assert np.sum(r == t) == 100
+    assert np.sum(t == 1) == 200
+    assert not np.any((t == 1) & (r == t))
+    with pytest.raises(ValueError, match=r"anchor_share 0.6 and prior_share 0.5"):
+        replace(TINY, anchor_share=0.6, prior_share=0.5)
 
 
 def test_spread_of_q_is_blind_to_the_state():

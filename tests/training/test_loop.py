@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from som.agent.actor_critic import AGENTS, make_agent
 from som.agent.critic import Transition
-from som.agent.som import AGENTS, make_agent
 from som.training import loop, records, replay
 from som.training.records import CheckpointError
 

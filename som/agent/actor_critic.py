@@ -1,0 +1,392 @@
+"""The actor-critic frame.
+
+Exported by tools/export.py from book/agent/actor_critic.md; edit the chapter.
+"""
+
+__all__ = [
+    "ActorCriticConfig",
+    "ActorCriticState",
+    "candidates",
+    "q_value",
+    "best_of_n",
+    "add_noise",
+    "critic_step",
+    "policy_step",
+    "alpha_step",
+    "ActorCritic",
+    "AGENTS",
+    "closest",
+    "make_agent",
+]
+
+# %% Imports
+import difflib
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from som.agent.critic import (
+    Transition,
+    critic_loss,
+    polyak,
+    scalar_critic_loss,
+    td_target,
+    update_bound,
+)
+from som.agent.networks import Critic
+from som.agent.temperature import temperature_loss
+
+
+# %% The settings they share
+@dataclass(frozen=True)
+class ActorCriticConfig:
+    """Settings that every off-policy agent has; defaults are the paper's."""
+
+    width: int = 256  # units per hidden layer
+    depth: int = 3  # hidden layers
+    activation: str = "gelu"  # between the layers, a name of jax.nn
+    batch_size: int = 256  # transitions per update
+    discount: float = 0.99  # gamma, per environment step
+    tau: float = 0.005  # share of the online networks moved into the target
+    reward_scale: float = 0.2  # factor on every reward
+    actor_lr: float = 1e-4  # Adam step of the policy
+    critic_lr: float = 1e-4  # Adam step of the critics
+    alpha_lr: float = 7e-3  # Adam step of log alpha
+    alpha_delay: int = 250  # updates between two steps of alpha
+    target_entropy: float = -0.9  # nats per action dimension
+    noise_scale: float = 0.1  # exploration noise in units of alpha
+    num_particles: int = 32  # N of best-of-N
+
+    distributional: bool = True  # critics predict a std beside the mean
+    initial_alpha: float = 5.0  # where the temperature starts
+    policy_delay: int = 2  # updates per step of policy and targets
+    ema_policy: bool = True  # act with the lagging copy of the policy
+
+    def __post_init__(self):
+        for name in ("width", "depth", "batch_size", "num_particles"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; at least 1 is wanted"
+                )
+
+
+# %% The state
+class ActorCriticState(NamedTuple):
+    """All that changes while an agent learns (a pytree of arrays)."""
+
+    policy: Any  # parameters, as flax keeps them
+    critic: Any
+    target_policy: Any
+    target_critic: Any
+    policy_opt: optax.OptState
+    critic_opt: optax.OptState
+    log_alpha: Float[Array, ""]
+    alpha_opt: optax.OptState
+    bound: Float[Array, "2"]  # running mean of the critics' std
+    step: Array  # updates made
+
+
+# %% Acting: best of N
+def candidates(
+    agent: "ActorCritic", policy, observation: Float[Array, "... O"], key, num
+) -> Float[Array, "N ... A"]:
+    """N actions for each observation, clipped to the box."""
+    k_noise, k_path = jax.random.split(key)
+    shape = (num, *observation.shape[:-1], agent.action_size)
+    noise = agent.prior_std * jax.random.normal(k_noise, shape)
+    path = agent.transport(policy, noise, observation, k_path)
+    return jnp.clip(path[-1], -1, 1)
+
+
+def q_value(
+    agent: "ActorCritic", critic, observation, action
+) -> Float[Array, "..."]:
+    """The smaller of the twins' means."""
+    return jnp.min(agent.critic_net.apply(critic, observation, action)[0], -1)
+
+
+def best_of_n(
+    agent: "ActorCritic", policy, critic, observation, key
+) -> Float[Array, "... A"]:
+    """Of N actions for each observation [..., O], the one of greatest Q."""
+    actions = candidates(
+        agent, policy, observation, key, agent.config.num_particles
+    )
+    best = jnp.argmax(q_value(agent, critic, observation, actions), 0)
+    return jnp.take_along_axis(actions, best[None, ..., None], 0)[0]
+
+
+def add_noise(
+    agent: "ActorCritic", action: Float[Array, "... A"], log_alpha, key
+) -> Float[Array, "... A"]:
+    """Add noise of deviation noise_scale * alpha, clip to the box."""
+    std = agent.config.noise_scale * jnp.exp(log_alpha)
+    return jnp.clip(
+        action + std * jax.random.normal(key, action.shape), -1, 1
+    )
+
+
+# %% The critic's step
+def critic_step(agent: "ActorCritic", state, batch: Transition, key):
+    """One Adam step of the twin critics towards the best-of-N target."""
+    config = agent.config
+    k_action, k_noise, k_target = jax.random.split(key, 3)
+    action = best_of_n(
+        agent, state.policy, state.critic, batch.next_observation, k_action
+    )
+    action = add_noise(agent, action, state.log_alpha, k_noise)
+    next_mean, next_std = agent.critic_net.apply(
+        state.target_critic, batch.next_observation, action
+    )
+    target = td_target(
+        k_target,
+        config.reward_scale * batch.reward,
+        config.discount * (1 - batch.terminated),
+        next_mean,
+        next_std,
+    )
+
+    def loss(params):
+        mean, std = agent.critic_net.apply(
+            params, batch.observation, batch.action
+        )
+        bound = update_bound(state.bound, std, config.tau, state.step == 0)
+        if config.distributional:
+            value = critic_loss(mean, std, target, bound)
+        else:
+            value = scalar_critic_loss(mean, target)
+        return value, (bound, mean, std)
+
+    (value, (bound, mean, std)), grads = jax.value_and_grad(
+        loss, has_aux=True
+    )(state.critic)
+    updates, opt = optax.adam(config.critic_lr).update(
+        grads, state.critic_opt
+    )
+    metrics = {
+        "critic/loss": value,
+        "critic/q": jnp.mean(mean),
+        "critic/std": jnp.mean(std),
+    }
+    return optax.apply_updates(state.critic, updates), opt, bound, metrics
+
+
+# %% The policy's step and the temperature's
+def policy_step(agent: "ActorCritic", state, batch: Transition, key):
+    """One Adam step of the policy against the critic of the last update."""
+    loss, grads = jax.value_and_grad(
+        lambda policy: agent.policy_loss(policy, state, batch, key)
+    )(state.policy)
+    adam = optax.adam(agent.config.actor_lr)
+    updates, opt = adam.update(grads, state.policy_opt)
+    return optax.apply_updates(state.policy, updates), opt, loss
+
+
+def alpha_step(agent: "ActorCritic", state):
+    """One Adam step of log alpha."""
+    config = agent.config
+    target = config.target_entropy * agent.action_size
+    gradient = jax.grad(temperature_loss)(
+        state.log_alpha, target, config.noise_scale, agent.action_size
+    )
+    adam = optax.adam(config.alpha_lr)
+    update, opt = adam.update(gradient, state.alpha_opt)
+    return state.log_alpha + update, opt
+
+
+# %% The agent
+@dataclass(frozen=True)
+class ActorCritic:
+    """What off-policy agents share; an agent fills in the three blanks.
+
+    Args:
+        config: settings, an ActorCriticConfig or a richer one.
+        observation_size: O.
+        action_size: A; actions live in [-1, 1]^A.
+    """
+
+    config: Any
+    observation_size: int
+    action_size: int
+
+    profiles: ClassVar[dict[str, Any]] = {}  # configs by name
+    prior_std: ClassVar[Any] = 1.0  # deviation of the noise that is carried
+    learning_only: ClassVar[tuple[str, ...]] = (
+        "target_critic",
+        "policy_opt",
+        "critic_opt",
+        "alpha_opt",
+    )  # fields of the state that acting does not need
+
+    def init_policy(self, key) -> Any:
+        """Fresh parameters of the policy."""
+        raise NotImplementedError
+
+    def transport(self, policy, noise, observation, key) -> Array:
+        """The way from noise to action, both ends included.
+
+        Args:
+            policy: parameters.
+            noise: [..., A], of deviation prior_std.
+            observation: [..., O], shapes that broadcast with the noise's.
+            key: random key, for policies that add noise on the way.
+
+        Returns:
+            Points on the way, [T + 1, ..., A]; the last is the action.
+        """
+        raise NotImplementedError
+
+    def policy_loss(self, policy, state, batch: Transition, key) -> Array:
+        """What the policy minimises on a batch of transitions, a scalar."""
+        raise NotImplementedError
+
+    @property
+    def critic_net(self) -> Any:
+        """The network Q_phi(s, a), a `Critic`."""
+        config = self.config
+        return Critic(config.width, config.depth, config.activation)
+
+    def init(self, key) -> ActorCriticState:
+        """Fresh parameters and optimizer states."""
+        k_policy, k_critic = jax.random.split(key)
+        s, a = jnp.zeros(self.observation_size), jnp.zeros(self.action_size)
+        policy = self.init_policy(k_policy)
+        critic = self.critic_net.init(k_critic, s, a)
+        log_alpha = jnp.log(jnp.float32(self.config.initial_alpha))
+        return ActorCriticState(
+            policy,
+            critic,
+            policy,
+            critic,
+            optax.adam(self.config.actor_lr).init(policy),
+            optax.adam(self.config.critic_lr).init(critic),
+            log_alpha,
+            optax.adam(self.config.alpha_lr).init(log_alpha),
+            jnp.zeros(2),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def acting_policy(self, state) -> Any:
+        """The parameters that act: the lagging ones if ema_policy says so."""
+        return state.target_policy if self.config.ema_policy else state.policy
+
+    def act(self, state, observation, key, explore: bool = False):
+        """Best-of-N action; with noise when exploring.
+
+        Args:
+            observation: [..., O].
+            key: random key.
+            explore: add the temperature's noise, as during collection.
+
+        Returns:
+            Action in [-1, 1], [..., A].
+        """
+        policy = self.acting_policy(state)
+        k_action, k_noise = jax.random.split(key)
+        action = best_of_n(self, policy, state.critic, observation, k_action)
+        if explore:
+            action = add_noise(self, action, state.log_alpha, k_noise)
+        return action
+
+    def update(self, state, batch: Transition, key):
+        """One update of critic, policy and temperature.
+
+        Args:
+            batch: transitions, leading axis B.
+            key: random key.
+
+        Returns:
+            New state and a flat dict of scalar metrics.
+        """
+        config = self.config
+        k_critic, k_policy = jax.random.split(key)
+        critic, critic_opt, bound, metrics = critic_step(
+            self, state, batch, k_critic
+        )
+
+        def delayed():
+            policy, opt, loss = policy_step(self, state, batch, k_policy)
+            return (
+                policy,
+                opt,
+                polyak(state.target_policy, policy, config.tau),
+                polyak(state.target_critic, critic, config.tau),
+                config.policy_delay * loss,  # its mean counts skipped steps
+            )
+
+        policy, policy_opt, target_policy, target_critic, loss = jax.lax.cond(
+            state.step % config.policy_delay == 0,
+            delayed,
+            lambda: (
+                state.policy,
+                state.policy_opt,
+                state.target_policy,
+                state.target_critic,
+                jnp.zeros(()),
+            ),
+        )
+        log_alpha, alpha_opt = jax.lax.cond(
+            state.step % config.alpha_delay == 0,
+            lambda: alpha_step(self, state),
+            lambda: (state.log_alpha, state.alpha_opt),
+        )
+        metrics |= {"policy/loss": loss, "alpha": jnp.exp(log_alpha)}
+        return ActorCriticState(
+            policy,
+            critic,
+            target_policy,
+            target_critic,
+            policy_opt,
+            critic_opt,
+            log_alpha,
+            alpha_opt,
+            bound,
+            state.step + 1,
+        ), metrics
+
+
+# %% Agents by name
+AGENTS: dict[str, Any] = {}
+
+
+def closest(word: str, choices, what: str) -> str:
+    """The choice itself, or a ValueError that names the nearest one.
+
+    Raises:
+        ValueError: word is not among the choices.
+    """
+    if word in choices:
+        return word
+    near = difflib.get_close_matches(word, list(choices), 1, 0.0)[0]
+    raise ValueError(f"unknown {what} {word!r}; did you mean {near!r}?")
+
+
+def make_agent(
+    name: str,
+    observation_size: int,
+    action_size: int,
+    profile: str = "laptop",
+    **overrides,
+):
+    """An agent by its name.
+
+    Args:
+        name: key of AGENTS.
+        observation_size: O.
+        action_size: A.
+        profile: key of the agent's profiles, "laptop", "paper", ...
+        **overrides: fields of the agent's config to change.
+
+    Raises:
+        ValueError: unknown name, profile or field.
+    """
+    kind = AGENTS[closest(name, AGENTS, "algorithm")]
+    config = kind.profiles[closest(profile, kind.profiles, "profile")]
+    known = [f.name for f in fields(config)]
+    for key in overrides:
+        closest(key, known, f"setting of {name}")
+    return kind(replace(config, **overrides), observation_size, action_size)
