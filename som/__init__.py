@@ -11,5 +11,5 @@ from som.training.loop import Run, load, resume, train
 
 __all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]
 
-for name in ("agent.som",):  # each enters its class in AGENTS
-    import_module(f"som.{name}")
+for name in ("agent.som", "baselines.sdac", "baselines.dacer", "baselines.mfp"):
+    import_module(f"som.{name}")  # enters its class in AGENTS

@@ -38,9 +38,9 @@ def test_signatures_are_stable(function, names):
 
 
 @pytest.mark.parametrize("name", sorted(som.AGENTS))
-def test_every_agent_has_the_three_profiles(name):
+def test_every_agent_has_its_profiles(name):
     kind = som.AGENTS[name]
-    assert set(kind.profiles) == {"paper", "laptop", "paper-literal"}
+    assert set(kind.profiles) >= {"paper", "laptop"}
     for profile, config in kind.profiles.items():
         agent = som.make_agent(name, 3, 2, profile)
         assert isinstance(agent, kind) and agent.config == config

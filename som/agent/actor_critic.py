@@ -5,6 +5,7 @@ Exported by tools/export.py from book/agent/actor_critic.md; edit the chapter.
 
 __all__ = [
     "ActorCriticConfig",
+    "LAPTOP_SIZES",
     "ActorCriticState",
     "candidates",
     "q_value",
@@ -74,6 +75,17 @@ class ActorCriticConfig:
                 )
 
 
+LAPTOP_SIZES: dict[str, Any] = {
+    "width": 128,
+    "batch_size": 128,
+    "num_particles": 16,
+    "tau": 0.01,
+    "actor_lr": 1e-3,
+    "critic_lr": 1e-3,
+    "initial_alpha": 1.0,
+}  # what every agent's profile `laptop` changes
+
+
 # %% The state
 class ActorCriticState(NamedTuple):
     """All that changes while an agent learns (a pytree of arrays)."""
@@ -135,13 +147,20 @@ def critic_step(agent: "ActorCritic", state, batch: Transition, key):
     """One Adam step of the twin critics towards the best-of-N target."""
     config = agent.config
     k_action, k_noise, k_target = jax.random.split(key, 3)
-    action = best_of_n(
-        agent, state.policy, state.critic, batch.next_observation, k_action
-    )
-    action = add_noise(agent, action, state.log_alpha, k_noise)
-    next_mean, next_std = agent.critic_net.apply(
-        state.target_critic, batch.next_observation, action
-    )
+    if config.discount == 0:  # a bandit: nothing follows
+        next_mean = next_std = jnp.zeros((len(batch.reward), 2))
+    else:
+        action = best_of_n(
+            agent,
+            state.policy,
+            state.critic,
+            batch.next_observation,
+            k_action,
+        )
+        action = add_noise(agent, action, state.log_alpha, k_noise)
+        next_mean, next_std = agent.critic_net.apply(
+            state.target_critic, batch.next_observation, action
+        )
     target = td_target(
         k_target,
         config.reward_scale * batch.reward,
@@ -186,14 +205,10 @@ def policy_step(agent: "ActorCritic", state, batch: Transition, key):
     return optax.apply_updates(state.policy, updates), opt, loss
 
 
-def alpha_step(agent: "ActorCritic", state):
+def alpha_step(agent: "ActorCritic", state, batch: Transition, key):
     """One Adam step of log alpha."""
-    config = agent.config
-    target = config.target_entropy * agent.action_size
-    gradient = jax.grad(temperature_loss)(
-        state.log_alpha, target, config.noise_scale, agent.action_size
-    )
-    adam = optax.adam(config.alpha_lr)
+    gradient = jax.grad(agent.alpha_loss)(state.log_alpha, state, batch, key)
+    adam = optax.adam(agent.config.alpha_lr)
     update, opt = adam.update(gradient, state.alpha_opt)
     return state.log_alpha + update, opt
 
@@ -243,6 +258,16 @@ class ActorCritic:
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:
         """What the policy minimises on a batch of transitions, a scalar."""
         raise NotImplementedError
+
+    def alpha_loss(self, log_alpha, state, batch: Transition, key) -> Array:
+        """What the temperature minimises, a scalar.
+
+        Here the entropy is that of the noise, in closed form. An agent that
+        measures the entropy of its actions draws them at the batch's states.
+        """
+        target = self.config.target_entropy * self.action_size
+        scale = self.config.noise_scale
+        return temperature_loss(log_alpha, target, scale, self.action_size)
 
     @property
     def critic_net(self) -> Any:
@@ -303,7 +328,7 @@ class ActorCritic:
             New state and a flat dict of scalar metrics.
         """
         config = self.config
-        k_critic, k_policy = jax.random.split(key)
+        k_critic, k_policy, k_alpha = jax.random.split(key, 3)
         critic, critic_opt, bound, metrics = critic_step(
             self, state, batch, k_critic
         )
@@ -331,7 +356,7 @@ class ActorCritic:
         )
         log_alpha, alpha_opt = jax.lax.cond(
             state.step % config.alpha_delay == 0,
-            lambda: alpha_step(self, state),
+            lambda: alpha_step(self, state, batch, k_alpha),
             lambda: (state.log_alpha, state.alpha_opt),
         )
         metrics |= {"policy/loss": loss, "alpha": jnp.exp(log_alpha)}

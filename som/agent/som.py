@@ -12,6 +12,7 @@ __all__ = [
     "times",
     "policy_target",
     "policy_loss",
+    "OneStep",
     "LITERAL",
     "LAPTOP",
     "SOM",
@@ -28,6 +29,7 @@ from jaxtyping import Array, Float
 
 from som.agent.actor_critic import (
     AGENTS,
+    LAPTOP_SIZES,
     ActorCritic,
     ActorCriticConfig,
     q_value,
@@ -50,7 +52,7 @@ class SOMConfig(ActorCriticConfig):
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
     estimator: Literal["idem", "box", "combined"] = "combined"
-    rescale: float | None = 12.0  # w of Equation (8); None: score as it is
+    rescale: float | None = 6.0  # w of Equation (8); None: score as it is
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
     prior_share: float = 0.5  # share of the batch that starts from the prior
@@ -193,6 +195,29 @@ def policy_loss(
 
 
 # %% The agent
+@dataclass(frozen=True)
+class OneStep(ActorCritic):
+    """An agent whose policy is an average velocity, asked once an action."""
+
+    @property
+    def policy_net(self) -> Any:
+        """The network u_theta(a, r, t, s), a `Policy`."""
+        config = self.config
+        size = self.action_size
+        return Policy(size, config.width, config.depth, config.activation)
+
+    def init_policy(self, key) -> Any:
+        """Fresh parameters of u_theta."""
+        s, a = jnp.zeros(self.observation_size), jnp.zeros(self.action_size)
+        return self.policy_net.init(key, a, jnp.zeros(()), jnp.ones(()), s)
+
+    def transport(self, policy, noise, observation, key) -> Array:
+        """Noise and action, [2, ..., A]: one step, nothing between."""
+        r, t = jnp.zeros(()), jnp.ones(())  # these and s meet the noise late
+        u = self.policy_net.apply(policy, noise, r, t, observation)
+        return jnp.stack([noise, noise - u])
+
+
 LITERAL = SOMConfig(
     noise_range=(0.1, 20.0),
     estimator="idem",
@@ -204,21 +229,11 @@ LITERAL = SOMConfig(
     inverse_temperature=None,
     ema_policy=False,
 )
-LAPTOP = SOMConfig(
-    width=128,
-    batch_size=128,
-    num_samples=16,
-    num_particles=16,
-    tau=0.01,
-    actor_lr=1e-3,
-    critic_lr=1e-3,
-    initial_alpha=1.0,
-    chunk=0,
-)
+LAPTOP = SOMConfig(**LAPTOP_SIZES, num_samples=16, chunk=0)
 
 
 @dataclass(frozen=True)
-class SOM(ActorCritic):
+class SOM(OneStep):
     """Score-based one-step MeanFlow policy optimisation (Algorithm 1).
 
     Args:
@@ -245,24 +260,6 @@ class SOM(ActorCritic):
     def prior_std(self) -> float:
         """Deviation of a_1."""
         return self.sde.prior_std()
-
-    @property
-    def policy_net(self) -> Any:
-        """The network u_theta(a, r, t, s), a `Policy`."""
-        config = self.config
-        size = self.action_size
-        return Policy(size, config.width, config.depth, config.activation)
-
-    def init_policy(self, key) -> Any:
-        """Fresh parameters of u_theta."""
-        s, a = jnp.zeros(self.observation_size), jnp.zeros(self.action_size)
-        return self.policy_net.init(key, a, jnp.zeros(()), jnp.ones(()), s)
-
-    def transport(self, policy, noise, observation, key) -> Array:
-        """Noise and action, [2, ..., A]: one step, nothing between."""
-        r, t = jnp.zeros(()), jnp.ones(())  # these and s meet the noise late
-        u = self.policy_net.apply(policy, noise, r, t, observation)
-        return jnp.stack([noise, noise - u])
 
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:
         """Equation (7) against the critic of the last update."""

@@ -301,7 +301,8 @@ def _console() -> Console:
 
 def _train(args: argparse.Namespace) -> None:
     kind: Any = AGENTS[closest(args.algo, AGENTS, "algorithm")]
-    profile = closest(args.profile, kind.profiles, "profile")
+    usable = [name for name in kind.profiles if name in loop.LOOPS]
+    profile = closest(args.profile, usable, "profile")
     configs = kind.profiles[profile], loop.LOOPS[profile]
     given = dict(override(text, *configs) for text in args.overrides)
     wanted = loop.make_config(

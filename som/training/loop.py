@@ -822,7 +822,8 @@ def make_config(
             "to 2147483647 is wanted"
         )
     kind: Any = AGENTS[closest(algo, AGENTS, "algorithm")]
-    agent = kind.profiles[closest(profile, kind.profiles, "profile")]
+    usable = [name for name in kind.profiles if name in LOOPS]
+    agent = kind.profiles[closest(profile, usable, "profile")]
     schedule = LOOPS[profile]
     own = {f.name for f in fields(schedule)}
     for name in overrides:

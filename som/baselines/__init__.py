@@ -1,0 +1,1 @@
+"""Exported by tools/export.py from book/baselines: one module a chapter."""

@@ -1,0 +1,1 @@
+"""Exported by tools/export.py from book/studies: one module a chapter."""

@@ -1,0 +1,298 @@
+"""A bandit in the plane.
+
+Exported by tools/export.py from book/studies/bandit.md; edit the chapter.
+"""
+
+__all__ = [
+    "query",
+    "KnownCritic",
+    "with_known_critic",
+    "Sampler",
+    "check_reward",
+    "CHUNK",
+    "fit_seeds",
+    "fit",
+    "RADIUS",
+    "TALL_MODES",
+    "near",
+    "noise_grid",
+    "draw_arrows",
+]
+
+# %% Imports
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from som.agent.actor_critic import add_noise, candidates, make_agent, q_value
+from som.agent.critic import Transition
+from som.theory.boltzmann import EIGHT_MODES_SCALE, Reward, gaussian_noise
+from som.training.loop import seed_axes
+
+
+# %% A task without states
+def query(agent, state, reward: Reward, noise: float, share: float, key):
+    """One batch of terminal transitions: uniform actions and the policy's.
+
+    Args:
+        reward: maps actions [..., 2] to [...].
+        noise: standard deviation added to every reward.
+        share: of the batch, actions that the policy chose.
+
+    Returns:
+        Transition with leading axis B.
+    """
+    k_uniform, k_own, k_explore, k_reward = jax.random.split(key, 4)
+    size = agent.config.batch_size
+    own_size = round(share * size)
+    observation = jnp.zeros((size, 1))
+    policy = agent.acting_policy(state)
+    own = candidates(agent, policy, observation[:own_size], k_own, 1)[0]
+    own = add_noise(agent, own, state.log_alpha, k_explore)
+    action = jax.random.uniform(
+        k_uniform, (size - own_size, 2), minval=-1, maxval=1
+    )
+    action = jnp.concatenate([own, action])
+    if noise:
+        value = gaussian_noise(reward, noise)(action, k_reward)
+    else:
+        value = reward(action)
+    return Transition(observation, action, value, jnp.ones(size), observation)
+
+
+# %% The critic may be given
+class KnownCritic(NamedTuple):
+    """A reward in the place of the critic network."""
+
+    reward: Reward
+
+    def init(self, key, observation, action) -> dict:
+        """No parameters."""
+        return {}
+
+    def apply(self, params, observation, action):
+        """The reward as the mean of both twins, and a std of one."""
+        mean = jnp.stack([self.reward(action)] * 2, -1)
+        return mean, jnp.ones_like(mean)
+
+
+def with_known_critic(agent, reward: Reward):
+    """The same agent with the reward in the place of its critic."""
+    known = property(lambda self: KnownCritic(reward))
+    kind = type(agent).__name__
+    cls = type(f"Known{kind}", (type(agent),), {"critic_net": known})
+    return cls(**{f.name: getattr(agent, f.name) for f in fields(agent)})
+
+
+# %% Fit
+@dataclass(frozen=True)
+class Sampler:
+    """What fit has learned: a map from noise [n, 2] to actions [n, 2]."""
+
+    agent: Any
+    state: Any
+
+    def prior(self, key, num: int) -> Float[Array, "n 2"]:
+        """Noise as the agent draws it."""
+        return self.agent.prior_std * jax.random.normal(key, (num, 2))
+
+    def path(self, noise, key=None) -> Float[Array, "T n 2"]:
+        """Every point on the way from noise to action; the last in the box.
+
+        Args:
+            noise: [n, 2].
+            key: random key of policies that add noise on the way; by
+                default one and the same.
+        """
+        key = jax.random.PRNGKey(0) if key is None else key
+        policy = self.agent.acting_policy(self.state)
+        way = _transport(self.agent, policy, jnp.asarray(noise), key)
+        return way.at[-1].set(jnp.clip(way[-1], -1, 1))
+
+    def __call__(self, noise) -> Float[Array, "n 2"]:
+        """Actions for the given noise."""
+        return self.path(noise)[-1]
+
+    def q(self, action) -> Float[Array, "..."]:
+        """The critic's value of actions [..., 2], in units of the reward."""
+        q = q_value(self.agent, self.state.critic, jnp.zeros(1), action)
+        return q / self.agent.config.reward_scale
+
+
+@partial(jax.jit, static_argnums=0)
+def _transport(agent, policy, noise, key):
+    return agent.transport(policy, noise, jnp.zeros((len(noise), 1)), key)
+
+
+def check_reward(reward: Reward) -> None:
+    """Refuse a function that is not a reward over the square.
+
+    Raises:
+        ValueError: not one finite number for each action.
+    """
+    actions = jax.random.uniform(
+        jax.random.PRNGKey(0), (1000, 2), minval=-1, maxval=1
+    )
+    value = np.asarray(reward(actions))
+    if value.shape != (1000,):
+        raise ValueError(
+            f"the reward maps actions of shape (1000, 2) to {value.shape}; "
+            "one number for each action is wanted: (1000,)"
+        )
+    if not np.all(np.isfinite(value)):
+        where = np.asarray(actions)[~np.isfinite(value)][0].round(3).tolist()
+        raise ValueError(
+            f"the reward of action {where} is not finite; a finite number "
+            "for every action in [-1, 1]^2 is wanted"
+        )
+
+
+CHUNK = 500  # updates between two looks at the metrics
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 6))
+def _advance(agent, reward, noise, share, state, keys, updates: int):
+    """Updates of every seed, and the last metrics."""
+    axes = seed_axes(state)
+
+    def one(state, key):
+        k_query, k_update = jax.random.split(key)
+        batch = query(agent, state, reward, noise, share, k_query)
+        return agent.update(state, batch, k_update)
+
+    def body(state, _):
+        each = jax.vmap(lambda key: jax.random.fold_in(key, state.step))
+        return jax.vmap(one, (axes, 0), (axes, 0))(state, each(keys))
+
+    state, metrics = jax.lax.scan(body, state, None, updates)
+    return state, jax.tree.map(lambda x: x[-1], metrics)
+
+
+def fit_seeds(
+    algo: str,
+    reward: Reward,
+    keys,
+    steps: int,
+    profile: str = "laptop",
+    noise: float = 0.0,
+    known: bool = False,
+    on_policy: float = 0.5,
+    progress: Callable[[int], None] | None = None,
+    **overrides,
+) -> list[Sampler]:
+    """Train one agent per key on a reward over the square, side by side.
+
+    Args:
+        algo: key of som.AGENTS.
+        reward: maps actions [..., 2] in [-1, 1]^2 to [...].
+        keys: random keys [S, 2].
+        steps: updates.
+        profile: of the agent's settings.
+        noise: standard deviation added to the reward at every query.
+        known: use the reward itself as the critic.
+        on_policy: share of the queries that the policy chooses.
+        progress: called with the number of updates made, now and then.
+        **overrides: fields of the agent's config.
+
+    Returns:
+        One sampler per key.
+
+    Raises:
+        ValueError: no usable reward, unknown algorithm or field.
+        FloatingPointError: training diverged.
+    """
+    check_reward(reward)
+    if not steps >= 1:
+        raise ValueError(f"steps is {steps}; at least 1 is wanted")
+    settings = {"discount": 0.0, "reward_scale": 1.0} | overrides
+    agent = make_agent(algo, 1, 2, profile, **settings)
+    if known:
+        agent = with_known_critic(agent, reward)
+    state = jax.jit(jax.vmap(agent.init))(keys)
+    state = state._replace(step=state.step[0])
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+    done = 0
+    while done < steps:
+        chunk = min(CHUNK, steps - done)
+        state, metrics = _advance(
+            agent, reward, noise, on_policy, state, keys, chunk
+        )
+        done += chunk
+        if not all(np.all(np.isfinite(m)) for m in metrics.values()):
+            raise FloatingPointError(f"{algo} diverged at update {done}")
+        if progress:
+            progress(done)
+    state = state._replace(step=jnp.full(len(keys), state.step))
+    pick = lambda i: jax.tree.map(lambda x: x[i], state)
+    return [Sampler(agent, pick(i)) for i in range(len(keys))]
+
+
+def fit(algo: str, reward: Reward, key, steps: int, **options) -> Sampler:
+    """Train an agent on a reward over the square.
+
+    Args:
+        algo, reward, steps, options: as in fit_seeds.
+        key: random key.
+
+    Returns:
+        The map from noise [n, 2] to actions [n, 2] that was learned.
+
+    Raises:
+        ValueError, FloatingPointError: as in fit_seeds.
+    """
+    return fit_seeds(algo, reward, key[None], steps, **options)[0]
+
+
+# %% Counting
+RADIUS = 0.5 / EIGHT_MODES_SCALE  # Appendix H.3 of the paper, in our units
+TALL_MODES = (
+    np.sqrt(2)
+    / EIGHT_MODES_SCALE
+    * np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])
+)  # north, east, south, west
+
+
+def near(actions, modes=TALL_MODES) -> np.ndarray:
+    """Whether each action [n, 2] lies at each mode [m, 2]: [n, m]."""
+    gap = np.asarray(actions)[:, None] - modes
+    return np.linalg.norm(gap, axis=-1) < RADIUS
+
+
+def noise_grid(size: int = 7, reach: float = 2.0) -> np.ndarray:
+    """Noise on a regular grid of [-reach, reach]^2: [size^2, 2]."""
+    line = np.linspace(-reach, reach, size)
+    return np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+
+
+def draw_arrows(ax, reward: Reward, path, modes=None) -> None:
+    """Draw a reward, and the way of each noise to its action.
+
+    Args:
+        ax: matplotlib axes.
+        reward: maps actions [..., 2] to [...].
+        path: [T + 1, n, 2], as Sampler.path returns it.
+        modes: crosses to draw, [m, 2].
+    """
+    line = np.linspace(-1, 1, 120)
+    plane = jnp.stack(jnp.meshgrid(line, line), -1)
+    ax.contourf(line, line, reward(plane), 12, cmap="Blues")
+    path = np.asarray(path)
+    if modes is not None:
+        ax.plot(*np.asarray(modes).T, "x", color="#E69F00", ms=7, mew=2)
+    if len(path) > 2:
+        ax.plot(*path.transpose(2, 0, 1), color="0.45", lw=0.5)
+    else:
+        for start, end in zip(path[0], path[1], strict=True):
+            arrow = {"arrowstyle": "->", "color": "0.35", "lw": 0.7}
+            ax.annotate("", end, start, arrowprops=arrow)
+    ax.plot(*path[0].T, "o", color="black", ms=2)
+    ax.plot(*path[-1].T, "o", color="#D55E00", ms=3)
+    reach = max(1.0, float(np.abs(path[0]).max())) * 1.05
+    ax.set(aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
+    ax.set(xticks=[], yticks=[])
