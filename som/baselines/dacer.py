@@ -147,7 +147,7 @@ class DACER(DiffusionAgent):
     profiles: ClassVar[dict[str, Any]] = {
         "paper": DACERConfig(),
         "laptop": DACERConfig(
-            **LAPTOP | {"actor_lr": 3e-4},  # see "Traps"
+            **LAPTOP | {"actor_lr": 3e-4, "num_particles": 1},  # see "Traps"
             alpha_delay=1_000,
             entropy_samples=64,
         ),

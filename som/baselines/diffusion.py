@@ -29,7 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from som.agent.actor_critic import ActorCritic, ActorCriticConfig
+from som.agent.actor_critic import (
+    LAPTOP_SIZES,
+    ActorCritic,
+    ActorCriticConfig,
+)
 from som.agent.networks import MLP, TimeEmbedding
 from som.theory.sde import VP
 
@@ -187,15 +191,9 @@ class DiffusionConfig(ActorCriticConfig):
             )
 
 
-LAPTOP: dict[str, Any] = {
+LAPTOP: dict[str, Any] = LAPTOP_SIZES | {
     "activation": "gelu",  # on a CPU mish takes four times as long
-    "width": 128,
-    "batch_size": 128,
     "num_steps": 10,
-    "tau": 0.01,
-    "actor_lr": 1e-3,
-    "critic_lr": 1e-3,
-    "initial_alpha": 1.0,
 }  # what the profiles `laptop` of these agents share
 
 

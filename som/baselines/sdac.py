@@ -109,8 +109,8 @@ class SDAC(DiffusionAgent):
 
     profiles: ClassVar[dict[str, Any]] = {
         "paper": SDACConfig(),
-        "laptop": SDACConfig(**LAPTOP, num_particles=16, num_samples=32),
-        "bandit": SDACConfig(**LAPTOP, num_particles=16, q_factor=50.0),
+        "laptop": SDACConfig(**LAPTOP, num_samples=32),
+        "bandit": SDACConfig(**LAPTOP, q_factor=50.0),
     }
 
     @property
