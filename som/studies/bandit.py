@@ -251,16 +251,13 @@ def fit(algo: str, reward: Reward, key, steps: int, **options) -> Sampler:
 
 # %% Counting
 RADIUS = 0.5 / EIGHT_MODES_SCALE  # Appendix H.3 of the paper, in our units
-TALL_MODES = (
-    np.sqrt(2)
-    / EIGHT_MODES_SCALE
-    * np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])
-)  # north, east, south, west
+_OUT = 2**0.5 / EIGHT_MODES_SCALE
+TALL_MODES = ((0, _OUT), (_OUT, 0), (0, -_OUT), (-_OUT, 0))  # N, E, S, W
 
 
 def near(actions, modes=TALL_MODES) -> np.ndarray:
     """Whether each action [n, 2] lies at each mode [m, 2]: [n, m]."""
-    gap = np.asarray(actions)[:, None] - modes
+    gap = np.asarray(actions)[:, None] - np.asarray(modes)
     return np.linalg.norm(gap, axis=-1) < RADIUS
 
 

@@ -112,7 +112,7 @@ def score_field(
 def relative_error(
     estimate: Float[Array, "P 2"], truth: Float[Array, "P 2"]
 ) -> Float[Array, ""]:
-    """Median over the points of |estimate - truth| / |truth|."""
+    """Median over the points of the error's length over the truth's."""
     length = lambda x: jnp.linalg.norm(x, axis=-1)
     return jnp.median(length(estimate - truth) / length(truth))
 

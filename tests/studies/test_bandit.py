@@ -111,7 +111,7 @@ def test_seeds_differ_and_do_not_disturb_each_other():
 
 
 def test_near_counts_within_half_a_paper_unit():
-    points = TALL_MODES[1] + np.array([[0.0, 0.24], [0.0, 0.26]])
+    points = np.array(TALL_MODES[1]) + np.array([[0.0, 0.24], [0.0, 0.26]])
     np.testing.assert_array_equal(near(points)[:, 1], [True, False])
     assert near(points).sum() == 1
     reward = eight_modes()
