@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import transitions
 
 from som.agent.actor_critic import (
     AGENTS,
@@ -18,21 +19,9 @@ from som.agent.actor_critic import (
     critic_step,
     q_value,
 )
-from som.agent.critic import Transition
 from som.agent.som import SOM, SOMConfig
 
 TINY = SOMConfig(width=8, depth=1, batch_size=4, num_samples=4, num_particles=3)
-
-
-def transitions(n):
-    keys = jax.random.split(jax.random.PRNGKey(5), 3)
-    return Transition(
-        jax.random.normal(keys[0], (n, 3)),
-        jax.random.uniform(keys[1], (n, 2), minval=-1, maxval=1),
-        jnp.ones(n),
-        jnp.zeros(n),
-        jax.random.normal(keys[2], (n, 3)),
-    )
 
 
 def test_best_of_n_is_the_greatest_q():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import transitions
 
 from som.agent.actor_critic import candidates, make_agent
 from som.agent.critic import Transition
@@ -18,17 +19,6 @@ from som.agent.som import (
 )
 
 TINY = SOMConfig(width=8, depth=1, batch_size=4, num_samples=4, num_particles=3)
-
-
-def transitions(n, observation_size=3, action_size=2):
-    keys = jax.random.split(jax.random.PRNGKey(5), 3)
-    return Transition(
-        jax.random.normal(keys[0], (n, observation_size)),
-        jax.random.uniform(keys[1], (n, action_size), minval=-1, maxval=1),
-        jnp.ones(n),
-        jnp.zeros(n),
-        jax.random.normal(keys[2], (n, observation_size)),
-    )
 
 
 @pytest.mark.parametrize(

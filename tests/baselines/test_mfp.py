@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import transitions
 
 from som.agent.actor_critic import best_of_n, candidates, make_agent
 from som.agent.critic import Transition
@@ -14,17 +15,6 @@ from som.baselines.mfp import MFP, MFPConfig, path, row_loss
 
 TINY = MFPConfig(width=8, depth=1, batch_size=4, num_particles=3)
 A_STAR = jnp.array([0.5, -0.2])
-
-
-def transitions(n):
-    keys = jax.random.split(jax.random.PRNGKey(5), 3)
-    return Transition(
-        jax.random.normal(keys[0], (n, 3)),
-        jax.random.uniform(keys[1], (n, 2), minval=-1, maxval=1),
-        jnp.ones(n),
-        jnp.zeros(n),
-        jax.random.normal(keys[2], (n, 3)),
-    )
 
 
 def to_the_point(a, r, t):

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from examples import transitions
 
 from som.agent.actor_critic import (
     add_noise,
@@ -23,17 +24,6 @@ TINY = {"width": 8, "depth": 1, "num_steps": 3, "num_particles": 2, "num_samples
 
 def tiny(**options):
     return make_agent("sdac", 3, 2, **TINY | options)
-
-
-def transitions(n):
-    keys = jax.random.split(jax.random.PRNGKey(5), 3)
-    return Transition(
-        jax.random.normal(keys[0], (n, 3)),
-        jax.random.uniform(keys[1], (n, 2), minval=-1, maxval=1),
-        jnp.ones(n),
-        jnp.zeros(n),
-        jax.random.normal(keys[2], (n, 3)),
-    )
 
 
 def test_weights_by_hand():
