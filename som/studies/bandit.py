@@ -10,6 +10,7 @@ __all__ = [
     "Sampler",
     "check_reward",
     "CHUNK",
+    "advance",
     "fit_seeds",
     "fit",
     "RADIUS",
@@ -32,6 +33,7 @@ from jaxtyping import Array, Float
 
 from som.agent.actor_critic import add_noise, candidates, make_agent, q_value
 from som.agent.critic import Transition
+from som.agent.som import OneStep
 from som.theory.boltzmann import EIGHT_MODES_SCALE, Reward, gaussian_noise
 from som.training.loop import seed_axes
 
@@ -119,6 +121,32 @@ class Sampler:
         """Actions for the given noise."""
         return self.path(noise)[-1]
 
+    def at(self, noise, times, key=None) -> Float[Array, "T n 2"]:
+        """Where each noise is at some times between 1 (noise) and 0.
+
+        A chain is asked for its nearest step. A one-step policy knows a
+        place in between as well: a_1 - (1 - t) u(a_1, t, 1).
+
+        Args:
+            noise: [n, 2].
+            times: T numbers in [0, 1].
+            key: as in path.
+        """
+        noise = jnp.asarray(noise)
+        way = self.path(noise, key)
+        if not isinstance(self.agent, OneStep):
+            last = len(way) - 1
+            return way[np.asarray([round((1 - t) * last) for t in times])]
+        policy = self.agent.acting_policy(self.state)
+        u = lambda t: self.agent.policy_net.apply(
+            policy, noise, t, jnp.ones(()), jnp.zeros(1)
+        )
+        stops = [noise - (1 - t) * u(jnp.float32(t)) for t in times]
+        return jnp.stack(
+            [jnp.clip(a, -1, 1) if t == 0 else a
+             for t, a in zip(times, stops, strict=True)]
+        )  # fmt: skip
+
     def q(self, action) -> Float[Array, "..."]:
         """The critic's value of actions [..., 2], in units of the reward."""
         q = q_value(self.agent, self.state.critic, jnp.zeros(1), action)
@@ -157,7 +185,7 @@ CHUNK = 500  # updates between two looks at the metrics
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 6))
-def _advance(agent, reward, noise, share, state, keys, updates: int):
+def advance(agent, reward, noise, share, state, keys, updates: int):
     """Updates of every seed, and the last metrics."""
     axes = seed_axes(state)
 
@@ -220,7 +248,7 @@ def fit_seeds(
     done = 0
     while done < steps:
         chunk = min(CHUNK, steps - done)
-        state, metrics = _advance(
+        state, metrics = advance(
             agent, reward, noise, on_policy, state, keys, chunk
         )
         done += chunk

@@ -17,6 +17,7 @@ __all__ = [
     "physics_speeds",
     "loop_speed",
     "benchmark",
+    "STUDIES",
     "parser",
     "main",
 ]
@@ -772,6 +773,27 @@ def _benchmark(args: argparse.Namespace) -> None:
         print(f"written to {args.json}")
 
 
+# %% Studies
+STUDIES: dict[str, Any] = {}  # by name; see the chapters on studies
+
+
+def _study(args: argparse.Namespace) -> None:
+    names = list(STUDIES)
+    if args.name != "all":
+        names = [closest(args.name, STUDIES, "study")]
+    for name in names:
+        study, path = STUDIES[name], Path(args.out) / f"{name}.json"
+        print(f"{name}: {len(study.arms)} fits, {len(args.seeds)} seeds each")
+        with ProgressLine(study.total(args.steps), _console()) as line:
+
+            def tell(done: int, arm: str, line=line) -> None:
+                line.result = f"{arm}  "
+                line(done, {})
+
+            study.run(path, args.seeds, args.steps, tell)
+        print(f"written to {path}")
+
+
 # %% The parser
 class _UsageError(ValueError):
     """The command line itself is wrong."""
@@ -895,6 +917,26 @@ def _add_playing(commands: Any) -> None:
            help="height of the picture in pixels (default: 480)")  # fmt: skip
 
 
+def _add_study(commands: Any) -> None:
+    study = commands.add_parser(
+        "study",
+        help="make the record of a study of the book",
+        description="Make the record of a study of the book.",
+    )
+    study.set_defaults(run=_study)
+    option = study.add_argument
+    option("name", metavar="NAME",
+           help=f"one of {', '.join(STUDIES)}; or all")  # fmt: skip
+    option("--seeds", type=seed_list, default=tuple(range(5)),
+           metavar="SEEDS", help="a number of seeds, or the seeds themselves "
+           "with commas (default: 5)")  # fmt: skip
+    option("--steps", type=count, metavar="N",
+           help="updates of every fit (default: each fit's own)")  # fmt: skip
+    option("--out", default="book/results/studies", metavar="DIR",
+           help="folder of the records "
+           "(default: book/results/studies)")  # fmt: skip
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the command `som`.
 
@@ -949,6 +991,7 @@ def parser() -> argparse.ArgumentParser:
                        help="also write the results there, with their "
                        "provenance (default: not written)")  # fmt: skip
     bench.set_defaults(run=_benchmark)
+    _add_study(commands)
     return top
 
 

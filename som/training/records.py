@@ -27,6 +27,7 @@ import json
 import math
 import os
 import platform
+import re
 import struct
 import subprocess
 import zipfile
@@ -129,6 +130,8 @@ def _plain(value: Any) -> Any:
 
 def _to_json(value: dict[str, Any], indent: int | None = None) -> bytes:
     text = json.dumps(_plain(value), indent=indent, allow_nan=False)
+    numbers = r"\[\n\s*([^\[\]{}\"]*?)\n\s*\]"  # strings hold no newline
+    text = re.sub(numbers, lambda m: f"[{' '.join(m[1].split())}]", text)
     return (text + "\n").encode()
 
 
