@@ -926,7 +926,8 @@ def _add_study(commands: Any) -> None:
     study.set_defaults(run=_study)
     option = study.add_argument
     option("name", metavar="NAME",
-           help=f"one of {', '.join(STUDIES)}; or all")  # fmt: skip
+           help=f"one of {', '.join(STUDIES)}; or all "
+           "(no default)")  # fmt: skip
     option("--seeds", type=seed_list, default=tuple(range(5)),
            metavar="SEEDS", help="a number of seeds, or the seeds themselves "
            "with commas (default: 5)")  # fmt: skip
@@ -997,6 +998,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _interrupted(args: argparse.Namespace | None) -> str:
     out = getattr(args, "out", None)
+    if args and args.command == "study":
+        return "interrupted; the same command goes on after the last fit."
     if args is None or args.command not in ("train", "resume") or not out:
         return "interrupted."
     if not (Path(out) / "checkpoint.npz").exists():
