@@ -1,8 +1,12 @@
 """Inputs that several tests share."""
 
+from dataclasses import dataclass
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from som.agent.actor_critic import ActorCritic, ActorCriticConfig, q_value
 from som.agent.critic import Transition
 
 
@@ -16,3 +20,21 @@ def transitions(n, observation_size=3, action_size=2):
         jnp.zeros(n),
         jax.random.normal(keys[2], (n, observation_size)),
     )
+
+
+@dataclass(frozen=True)
+class Climber(ActorCritic):
+    """Moves its noise up the critic; compiles in no time."""
+
+    profiles = {"laptop": ActorCriticConfig(actor_lr=1e-2)}  # noqa: RUF012
+
+    def init_policy(self, key):
+        return nn.Dense(2).init(key, jnp.zeros(2))
+
+    def transport(self, policy, noise, observation, key):
+        return jnp.stack([noise, nn.Dense(2).apply(policy, noise)])
+
+    def policy_loss(self, policy, state, batch, key):
+        noise = jax.random.normal(key, batch.action.shape)
+        a = self.transport(policy, noise, batch.observation, key)[-1]
+        return -jnp.mean(q_value(self, state.critic, batch.observation, a))

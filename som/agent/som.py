@@ -51,8 +51,9 @@ class SOMConfig(ActorCriticConfig):
     num_samples: int = 100  # K of the score estimate
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
-    estimator: Literal["idem", "box", "combined"] = "combined"
-    rescale: float | None = 10.0  # w of Equation (8); None: score as it is
+    estimator: Literal["idem", "box", "combined"] = "box"
+    rescale: float | None = 4.0  # w of Equation (8); None: score as it is
+    length: Literal["constant", "noise"] = "noise"  # w, or w / sigma(t)
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
     prior_share: float = 0.5  # share of the batch that starts from the prior
@@ -95,6 +96,7 @@ def q_spread(
     return jnp.mean(jnp.std(q, 0)) + 1e-6
 
 
+# %% The length of a step
 def flow_velocity(
     agent: "SOM", critic, factor, observation: Float[Array, "O"], key
 ) -> Callable:
@@ -122,7 +124,10 @@ def flow_velocity(
             energy, a, t, sde, key, config.num_samples, config.chunk
         )
         if config.rescale is not None:
-            estimate = probability_flow.unit_rescale(estimate, config.rescale)
+            unit = sde.std(t) if config.length == "noise" else 1.0
+            estimate = probability_flow.unit_rescale(
+                estimate, config.rescale / unit
+            )
         return probability_flow.velocity(estimate, a, t, sde)
 
     return velocity
@@ -226,6 +231,7 @@ LITERAL = SOMConfig(
     noise_range=(0.1, 20.0),
     estimator="idem",
     rescale=25.0,
+    length="constant",
     target="jvp",
     anchor_share=0.0,
     prior_share=0.0,

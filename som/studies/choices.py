@@ -28,26 +28,30 @@ from som.training.command_line import STUDIES
 
 
 # %% Four choices, all combinations
-ESTIMATORS = ("idem", "combined")
+ESTIMATORS = ("idem", "box")
 TARGETS = ("jvp", "lagrangian")
 BETAS = (2.0, 6.0, 20.0)
-LENGTHS = (None, 10.0, 25.0)
+LENGTHS: dict[str, dict[str, Any]] = {
+    "as it is": {"rescale": None},
+    "w 6": {"rescale": 6.0, "length": "constant"},
+    "w 25": {"rescale": 25.0, "length": "constant"},
+    "w 4 by noise": {"rescale": 4.0, "length": "noise"},
+}
 
 
-def arm_name(estimator: str, target: str, beta: float, w) -> str:
+def arm_name(estimator: str, target: str, beta: float, length: str) -> str:
     """The name of a combination in the record."""
-    length = "as it is" if w is None else f"{w:g}"
-    return f"{estimator}, {target}, beta {beta:g}, w {length}"
+    return f"{estimator}, {target}, beta {beta:g}, {length}"
 
 
 COMBINATIONS: dict[str, dict[str, Any]] = {
-    arm_name(estimator, target, beta, w): {
+    arm_name(estimator, target, beta, length): {
         "estimator": estimator,
         "target": target,
         "noise_range": [0.1, beta],
-        "rescale": w,
+        **LENGTHS[length],
     }
-    for estimator, target, beta, w in product(
+    for estimator, target, beta, length in product(
         ESTIMATORS, TARGETS, BETAS, LENGTHS
     )
 }
@@ -56,21 +60,18 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
 LITERAL = SOM.profiles["paper-literal"]
 ONE_CHANGE: dict[str, dict[str, Any]] = {
     "default": {},
-    "box estimator": {"estimator": "box"},
-    "idem estimator": {"estimator": "idem"},
+    "combined estimator": {"estimator": "combined"},
     "semigroup target": {"target": "semigroup"},
-    "jvp target": {"target": "jvp"},
-    "length 6": {"rescale": 6.0},
-    "score as it is, beta to 6": {"rescale": None, "noise_range": [0.1, 6.0]},
-    "beta to 20": {"noise_range": [0.1, 20.0]},
+    "w 3 by noise": {"rescale": 3.0},
+    "w 5 by noise": {"rescale": 5.0},
     "no anchors": {"anchor_share": 0.0},
     "no rows from the prior": {"prior_share": 0.0},
     "online policy": {"ema_policy": False},
     "paper-literal": {
         name: getattr(LITERAL, name)
         for name in (
-            "estimator", "rescale", "target", "anchor_share", "prior_share",
-            "q_scale", "inverse_temperature", "ema_policy",
+            "estimator", "rescale", "length", "target", "anchor_share",
+            "prior_share", "q_scale", "inverse_temperature", "ema_policy",
         )
     }
     | {"noise_range": list(LITERAL.noise_range)},
@@ -84,7 +85,7 @@ def few(fits: list[Sampler], scape: Landscape) -> dict:
 
 STUDIES["choices"] = Study(
     {
-        name: {"algo": "som", "landscape": "eight-modes", "steps": 3000}
+        name: {"algo": "som", "landscape": "eight-modes", "steps": 5000}
         | change
         for name, change in (COMBINATIONS | ONE_CHANGE).items()
     },

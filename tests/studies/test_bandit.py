@@ -1,20 +1,12 @@
 """The bandit in the plane: data, known critics, counting, refusals."""
 
-from dataclasses import dataclass
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import Climber
 
-from som.agent.actor_critic import (
-    AGENTS,
-    ActorCritic,
-    ActorCriticConfig,
-    make_agent,
-    q_value,
-)
+from som.agent.actor_critic import AGENTS, make_agent
 from som.studies import bandit
 from som.studies.bandit import (
     TALL_MODES,
@@ -34,24 +26,6 @@ KEY = jax.random.PRNGKey(0)
 def slope(a):
     """A reward that grows to the east."""
     return a[..., 0]
-
-
-@dataclass(frozen=True)
-class Climber(ActorCritic):
-    """Moves its noise up the critic; compiles in no time."""
-
-    profiles = {"laptop": ActorCriticConfig(actor_lr=1e-2)}  # noqa: RUF012
-
-    def init_policy(self, key):
-        return nn.Dense(2).init(key, jnp.zeros(2))
-
-    def transport(self, policy, noise, observation, key):
-        return jnp.stack([noise, nn.Dense(2).apply(policy, noise)])
-
-    def policy_loss(self, policy, state, batch, key):
-        noise = jax.random.normal(key, batch.action.shape)
-        a = self.transport(policy, noise, batch.observation, key)[-1]
-        return -jnp.mean(q_value(self, state.critic, batch.observation, a))
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,18 @@
 """Landscapes and the records of studies: counting, resuming, refusing."""
 
 import json
+from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import Climber
 
+from som.agent.actor_critic import AGENTS
 from som.studies import landscapes
+from som.studies.bandit import Sampler
 from som.studies.landscapes import (
     LANDSCAPES,
-    METHODS,
     Study,
     Timing,
     at_cells,
@@ -28,7 +30,13 @@ from som.training.command_line import STUDIES
 from som.training.records import read_record
 
 TINY = {"width": 8, "depth": 1, "batch_size": 8, "landscape": "two-moons"}
-TOY = Study({a: TINY | {"algo": a, "steps": 3} for a in ("som", "mfp")}, (tally,))
+TINY |= {"algo": "climber", "steps": 3}
+TOY = Study({"first": TINY, "second": TINY | {"actor_lr": 0.5}}, (tally,))
+
+
+@pytest.fixture(autouse=True)
+def climber(monkeypatch):
+    monkeypatch.setitem(AGENTS, "climber", Climber)
 
 
 def test_each_landscape_is_a_reward_with_disjoint_modes():
@@ -72,7 +80,12 @@ def test_circle_starts_at_a_share_of_a_turn():
 
 @pytest.mark.parametrize(
     ("shares", "entropy"),
-    [([0.25] * 4, 1), ([0.5, 0, 0, 0], 0), ([0, 0], 0), ([0.1, 0.1, 0, 0], 0.5)],
+    [
+        ([0.25] * 4, 1),
+        ([0.5, 0.0, 0.0], 0),
+        ([0.0, 0.0], 0),
+        ([0.1, 0.1, 0.0, 0.0], 0.5),
+    ],
 )
 def test_mode_entropy(shares, entropy):
     assert mode_entropy(shares) == pytest.approx(entropy)
@@ -87,25 +100,20 @@ def test_bump_changes_the_reward_and_not_the_modes():
     assert bumped.at_modes is clean.at_modes
 
 
-class Fixed:
+class Fixed(Sampler):
     """A sampler whose actions are known."""
 
-    class agent:
-        prior_std = 1.0
-
-    def prior(self, key, num):
-        return jax.random.normal(key, (num, 2))
-
-    def path(self, noise):
-        return jnp.stack([noise, self(noise)])
-
-    def __call__(self, noise):
+    def path(self, noise, key=None):
         east = jnp.asarray(noise)[:, :1] > 0
-        return jnp.where(east, jnp.array([0.7071, 0.0]), jnp.array([0.0, 0.1]))
+        a = jnp.where(east, jnp.array([0.7071, 0.0]), jnp.array([0.0, 0.1]))
+        return jnp.stack([jnp.asarray(noise), a])
+
+
+FIXED = Fixed(SimpleNamespace(prior_std=1.0), None)
 
 
 def test_tally_counts():
-    result = tally([Fixed(), Fixed()], landscape("eight-modes"))
+    result = tally([FIXED, FIXED], landscape("eight-modes"))
     shares = np.array(result["shares"])
     assert shares.shape == (2, 4)
     assert abs(shares[0, 1] - 0.5) < 0.05 and shares[0, [0, 2, 3]].max() == 0
@@ -115,7 +123,7 @@ def test_tally_counts():
 
 
 def test_picture_is_of_the_first_seed():
-    result = picture([Fixed()], landscape("eight-modes"), 5)
+    result = picture([FIXED], landscape("eight-modes"), 5)
     assert np.shape(result["samples"]) == (5, 2)
     assert np.shape(result["paths"]) == (2, 49, 2)
 
@@ -127,7 +135,7 @@ def test_bump_is_learned_from_and_not_measured_with():
         seen["scape"] = scape
         return {"q": float(fits[0].q(jnp.zeros(2)))}
 
-    arm = TINY | {"algo": "som", "steps": 2, "bump": [7.0, 0.1], "known": True}
+    arm = TINY | {"bump": [7.0, 0.1], "known": True}
     result = fit_arm(arm, [0], (measure,), lambda done: None)
     clean = landscape("two-moons")
     assert seen["scape"] is clean
@@ -144,8 +152,8 @@ def test_record_is_complete_and_nothing_else_is_left(tmp_path):
     assert read_record(tmp_path / "toy.json") == json.loads(
         json.dumps(record, default=list)
     )
-    assert list(record["arms"]) == ["som", "mfp"]
-    assert np.shape(record["arms"]["som"]["shares"]) == (2, 2)
+    assert list(record["arms"]) == ["first", "second"]
+    assert np.shape(record["arms"]["first"]["shares"]) == (2, 2)
     assert sorted(done for done, _ in told) == [3, 6]
 
 
@@ -154,7 +162,7 @@ def test_killed_study_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(landscapes.os, "cpu_count", lambda: 1)
 
     def kill(done, arm):
-        if arm == "mfp":
+        if arm == "second":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -165,13 +173,13 @@ def test_killed_study_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     fit = landscapes.fit_arm
 
     def spy(arm, *rest):
-        fitted.append(arm["algo"])
+        fitted.append(arm.get("actor_lr"))
         return fit(arm, *rest)
 
     monkeypatch.setattr(landscapes, "fit_arm", spy)
     again = TOY.run(tmp_path / "cut.json", [0, 1])
-    assert fitted == ["mfp"]
-    for name in ("som", "mfp"):
+    assert fitted == [0.5]
+    for name in ("first", "second"):
         for number in ("shares", "reward", "entropy", "arrows"):
             first, second = (r["arms"][name][number] for r in (whole, again))
             np.testing.assert_array_equal(first, second)
@@ -186,31 +194,31 @@ def test_what_was_begun_otherwise_is_begun_anew(tmp_path, monkeypatch, change):
     fitted = []
 
     def spy(arm, *rest):
-        fitted.append(arm["algo"])
+        fitted.append(arm.get("actor_lr"))
         return {}
 
     monkeypatch.setattr(landscapes, "fit_arm", spy)
     seeds, steps = [1] if change == "seeds" else [0], 4 if change == "steps" else None
     TOY.run(tmp_path / "toy.json", seeds, steps)
-    assert sorted(fitted) == ["mfp", "som"]
+    assert len(fitted) == 2
 
 
 def test_error_of_one_arm_ends_the_study(tmp_path):
-    arms = {"bad": TINY | {"algo": "smo", "steps": 3}}
-    with pytest.raises(ValueError, match="smo"):
+    arms = {"bad": TINY | {"algo": "clumber"}}
+    with pytest.raises(ValueError, match=r"clumber.*climber"):
         Study(arms, (tally,)).run(tmp_path / "bad.json", [0])
     assert not (tmp_path / "bad.json").exists()
 
 
 def test_most_seeds(tmp_path):
-    study = Study({"som": TINY | {"algo": "som", "steps": 1}}, (tally,), most_seeds=1)
+    study = Study({"one": TINY}, (tally,), most_seeds=1)
     assert study.run(tmp_path / "few.json", [3, 4])["seeds"] == [3]
 
 
 def test_timing(tmp_path):
-    timing = Timing({"som": METHODS["som"]})
+    timing = Timing({"one": {"algo": "climber"}})
     record = timing.run(tmp_path / "speed.json", [0], steps=1)
-    assert record["ms per update"]["som"] > record["ms per action"]["som"] > 0
+    assert record["ms per update"]["one"] > record["ms per action"]["one"] > 0
 
 
 def test_methods_of_the_paper_are_in_every_landscape():
