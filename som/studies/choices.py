@@ -85,7 +85,7 @@ def few(fits: list[Sampler], scape: Landscape) -> dict:
 
 STUDIES["choices"] = Study(
     {
-        name: {"algo": "som", "landscape": "eight-modes", "steps": 5000}
+        name: {"algo": "som", "landscape": "eight-modes", "steps": 3000}
         | change
         for name, change in (COMBINATIONS | ONE_CHANGE).items()
     },
