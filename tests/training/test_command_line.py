@@ -149,7 +149,7 @@ def test_override_refuses(text, message):
 def test_every_option_of_every_command_says_its_default(capsys):
     commands = parser()._subparsers._group_actions[0].choices
     assert set(commands) == {
-        "train", "resume", "evaluate", "render", "plot", "benchmark",
+        "train", "resume", "evaluate", "render", "plot", "benchmark", "study",
     }  # fmt: skip
     for name, sub in commands.items():
         for action in sub._actions:
@@ -391,6 +391,36 @@ def test_ctrl_c_keeps_what_is_saved(tmp_path):
 
 
 # Benchmark
+
+
+class Toy:
+    """A study of two arms that only tells what it was asked."""
+
+    arms = ("one", "two")
+
+    def total(self, steps):
+        return 2 * (steps or 50)
+
+    def run(self, path, seeds, steps, progress):
+        progress(self.total(steps), "two")
+        path.write_text(f"{list(seeds)} {steps}")
+
+
+def test_study_runs_one_or_all(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "STUDIES", {"a": Toy(), "b": Toy()})
+    out = ["--out", str(tmp_path)]
+    assert main(["study", "b", "--seeds", "2", "--steps", "7", *out]) == 0
+    assert (tmp_path / "b.json").read_text() == "[0, 1] 7"
+    assert not (tmp_path / "a.json").exists()
+    told = capsys.readouterr().out
+    assert "b: 2 fits, 2 seeds each" in told and "14 of 14 steps  two" in told
+    assert main(["study", "all", *out]) == 0
+    assert (tmp_path / "a.json").read_text() == "[0, 1, 2, 3, 4] None"
+
+
+def test_unknown_study_gets_the_nearest_name(capsys):
+    assert main(["study", "two-moon"]) == 1
+    assert "did you mean 'two-moons'?" in capsys.readouterr().err
 
 
 def test_medians_are_of_the_right_call():
