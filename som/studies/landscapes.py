@@ -153,7 +153,7 @@ def mode_entropy(shares: Sequence[float] | np.ndarray) -> float:
     if not shares.sum() > 0:
         return 0.0
     p = shares[shares > 0] / shares.sum()
-    return float(-np.sum(p * np.log(p)) / np.log(len(shares)))
+    return 0.0 - float(np.sum(p * np.log(p)) / np.log(len(shares)))
 
 
 def tally(fits: list[Sampler], scape: Landscape, num: int = 2000) -> dict:
@@ -337,7 +337,12 @@ class Timing:
         return len(self.arms)
 
     def run(self, path, seeds, steps=None, progress=None) -> dict[str, Any]:
-        """Time the agents in turn and write the record; as Study.run."""
+        """Time the agents in turn and write the record.
+
+        Args:
+            path, seeds, progress: as in Study.run.
+            steps: timings per median.
+        """
         reward = landscape("eight-modes").reward
         keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
         updates, actions = {}, {}
