@@ -15,12 +15,13 @@ __all__ = [
     "OneStep",
     "LITERAL",
     "LAPTOP",
+    "BANDIT",
     "SOM",
 ]
 
 # %% Imports
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -51,9 +52,9 @@ class SOMConfig(ActorCriticConfig):
     num_samples: int = 100  # K of the score estimate
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
-    estimator: Literal["idem", "box", "combined"] = "box"
-    rescale: float | None = 4.0  # w of Equation (8); None: score as it is
-    length: Literal["constant", "noise"] = "noise"  # w, or w / sigma(t)
+    estimator: Literal["idem", "box", "combined"] = "combined"
+    sharpening: float = 4.0  # the score is multiplied by 1 + this (1 - t)
+    rescale: float | None = None  # or given this length: w of Equation (8)
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
     prior_share: float = 0.5  # share of the batch that starts from the prior
@@ -96,7 +97,7 @@ def q_spread(
     return jnp.mean(jnp.std(q, 0)) + 1e-6
 
 
-# %% The length of a step
+# %% A flow in a hurry
 def flow_velocity(
     agent: "SOM", critic, factor, observation: Float[Array, "O"], key
 ) -> Callable:
@@ -123,11 +124,9 @@ def flow_velocity(
         estimate = ESTIMATORS[config.estimator](
             energy, a, t, sde, key, config.num_samples, config.chunk
         )
+        estimate *= 1 + config.sharpening * (1 - t)
         if config.rescale is not None:
-            unit = sde.std(t) if config.length == "noise" else 1.0
-            estimate = probability_flow.unit_rescale(
-                estimate, config.rescale / unit
-            )
+            estimate = probability_flow.unit_rescale(estimate, config.rescale)
         return probability_flow.velocity(estimate, a, t, sde)
 
     return velocity
@@ -230,8 +229,8 @@ class OneStep(ActorCritic):
 LITERAL = SOMConfig(
     noise_range=(0.1, 20.0),
     estimator="idem",
+    sharpening=0.0,
     rescale=25.0,
-    length="constant",
     target="jvp",
     anchor_share=0.0,
     prior_share=0.0,
@@ -240,6 +239,14 @@ LITERAL = SOMConfig(
     ema_policy=False,
 )
 LAPTOP = SOMConfig(**LAPTOP_SIZES, num_samples=16, chunk=0)
+BANDIT = replace(
+    LAPTOP,
+    estimator="box",
+    num_samples=32,
+    anchor_share=0.0,
+    prior_share=0.75,
+    actor_lr=2e-3,
+)
 
 
 @dataclass(frozen=True)
@@ -257,6 +264,7 @@ class SOM(OneStep):
     profiles: ClassVar[dict[str, Any]] = {
         "paper": SOMConfig(),
         "laptop": LAPTOP,
+        "bandit": BANDIT,
         "paper-literal": LITERAL,
     }
 

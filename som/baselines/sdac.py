@@ -110,7 +110,11 @@ class SDAC(DiffusionAgent):
     profiles: ClassVar[dict[str, Any]] = {
         "paper": SDACConfig(),
         "laptop": SDACConfig(**LAPTOP, num_samples=32),
-        "bandit": SDACConfig(**LAPTOP, num_samples=16, q_factor=50.0),
+        "bandit": SDACConfig(
+            **LAPTOP | {"num_particles": 1, "actor_lr": 2e-3},
+            num_samples=16,
+            q_factor=50.0,
+        ),
     }
 
     @property

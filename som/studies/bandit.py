@@ -31,7 +31,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from som.agent.actor_critic import add_noise, candidates, make_agent, q_value
+from som.agent.actor_critic import (
+    AGENTS,
+    add_noise,
+    candidates,
+    closest,
+    make_agent,
+    q_value,
+)
 from som.agent.critic import Transition
 from som.agent.som import OneStep
 from som.theory.boltzmann import EIGHT_MODES_SCALE, Reward, gaussian_noise
@@ -207,7 +214,7 @@ def fit_seeds(
     reward: Reward,
     keys,
     steps: int,
-    profile: str = "laptop",
+    profile: str | None = None,
     noise: float = 0.0,
     known: bool = False,
     on_policy: float = 0.5,
@@ -221,7 +228,8 @@ def fit_seeds(
         reward: maps actions [..., 2] in [-1, 1]^2 to [...].
         keys: random keys [S, 2].
         steps: updates.
-        profile: of the agent's settings.
+        profile: of the agent's settings; by default `bandit` if it has
+            one, else `laptop`.
         noise: standard deviation added to the reward at every query.
         known: use the reward itself as the critic.
         on_policy: share of the queries that the policy chooses.
@@ -239,6 +247,9 @@ def fit_seeds(
     if not steps >= 1:
         raise ValueError(f"steps is {steps}; at least 1 is wanted")
     settings = {"discount": 0.0, "reward_scale": 1.0} | overrides
+    if profile is None:
+        kind = AGENTS[closest(algo, AGENTS, "algorithm")]
+        profile = "bandit" if "bandit" in kind.profiles else "laptop"
     agent = make_agent(algo, 1, 2, profile, **settings)
     if known:
         agent = with_known_critic(agent, reward)

@@ -32,10 +32,10 @@ ESTIMATORS = ("idem", "box")
 TARGETS = ("jvp", "lagrangian")
 BETAS = (2.0, 6.0, 20.0)
 LENGTHS: dict[str, dict[str, Any]] = {
-    "as it is": {"rescale": None},
-    "w 6": {"rescale": 6.0, "length": "constant"},
-    "w 25": {"rescale": 25.0, "length": "constant"},
-    "w 4 by noise": {"rescale": 4.0, "length": "noise"},
+    "as it is": {"sharpening": 0.0},
+    "sharpened": {"sharpening": 4.0},
+    "w 6": {"rescale": 6.0},
+    "w 25": {"rescale": 25.0},
 }
 
 
@@ -62,15 +62,18 @@ ONE_CHANGE: dict[str, dict[str, Any]] = {
     "default": {},
     "combined estimator": {"estimator": "combined"},
     "semigroup target": {"target": "semigroup"},
-    "w 3 by noise": {"rescale": 3.0},
-    "w 5 by noise": {"rescale": 5.0},
-    "no anchors": {"anchor_share": 0.0},
+    "sharpening 2": {"sharpening": 2.0},
+    "sharpening 8": {"sharpening": 8.0},
+    "8 guesses": {"num_samples": 8},
+    "64 guesses": {"num_samples": 64},
+    "with anchors": {"anchor_share": 0.25},
     "no rows from the prior": {"prior_share": 0.0},
     "online policy": {"ema_policy": False},
+    "half the policy's step": {"actor_lr": 1e-3},
     "paper-literal": {
         name: getattr(LITERAL, name)
         for name in (
-            "estimator", "rescale", "length", "target", "anchor_share",
+            "estimator", "sharpening", "rescale", "target", "anchor_share",
             "prior_share", "q_scale", "inverse_temperature", "ema_policy",
         )
     }
@@ -85,7 +88,7 @@ def few(fits: list[Sampler], scape: Landscape) -> dict:
 
 STUDIES["choices"] = Study(
     {
-        name: {"algo": "som", "landscape": "eight-modes", "steps": 3000}
+        name: {"algo": "som", "landscape": "eight-modes", "steps": 1500}
         | change
         for name, change in (COMBINATIONS | ONE_CHANGE).items()
     },

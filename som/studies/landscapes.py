@@ -297,16 +297,16 @@ def fit_arm(
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "sdac": {"algo": "sdac", "profile": "bandit", "num_particles": 1},
+    "sdac": {"algo": "sdac"},
     "dacer": {"algo": "dacer"},
     "som": {"algo": "som"},
     "mfp": {"algo": "mfp"},
 }  # in the order of the paper's Figure 5
 
 for name, steps in {
-    "eight-modes": 20_000,
-    "two-moons": 5_000,
-    "checkerboard": 5_000,
+    "eight-modes": 16_000,
+    "two-moons": 4_000,
+    "checkerboard": 4_000,
 }.items():
     task = {"landscape": name, "steps": steps}
     STUDIES[name] = Study(
@@ -317,7 +317,7 @@ for name, steps in {
 UNSEEN = ("three wide", "five and five", "round a hill", "scattered")
 STUDIES["unseen"] = Study(
     {
-        name: {"algo": "som", "landscape": name, "steps": 20_000}
+        name: {"algo": "som", "landscape": name, "steps": 12_000}
         for name in UNSEEN
     },
     (tally, picture),

@@ -15,9 +15,9 @@ __all__ = [
     "Proposals",
     "box_proposals",
     "posterior_mean_score",
+    "lattice",
     "box_score",
     "tilt",
-    "lattice",
     "combined_score",
 ]
 
@@ -202,6 +202,29 @@ def posterior_mean_score(
     return (mean * a_0 - a_t) / std**2
 
 
+# %% Evenly spread guesses
+def lattice(
+    key: jax.Array, num_samples: int, size: int
+) -> Float[Array, "K A"]:
+    """Evenly spread uniforms: a lattice with a random shift.
+
+    Args:
+        key: random key of the shift.
+        num_samples: K, the number of points.
+        size: A, the number of coordinates of a point.
+
+    Returns:
+        Points of the unit cube, [K, A], each uniformly distributed.
+    """
+    root = 2.0
+    for _ in range(60):  # converges to the root of x^A = x + 1
+        root = (1 + root) ** (1 / size)
+    generator = np.append(1 / num_samples, root ** -np.arange(1.0, size))
+    points = np.arange(num_samples)[:, None] * generator % 1
+    shift = jax.random.uniform(key, (size,))
+    return (jnp.asarray(points, jnp.float32) + shift) % 1
+
+
 def box_score(
     energy: Energy,
     a_t: Float[Array, "A"],
@@ -213,7 +236,8 @@ def box_score(
 ) -> Float[Array, "A"]:
     """Monte Carlo score of exp(energy) 1[-1,1]^A diffused to time t.
 
-    Needs values of the energy inside the box only, and no gradient.
+    The posterior mean over evenly spread guesses. Needs values of the
+    energy inside the box only, and no gradient.
 
     Args:
         energy: alpha * Q, maps [..., A] to [...].
@@ -227,7 +251,7 @@ def box_score(
     Returns:
         Estimate of the gradient of log p_t at a_t, [A].
     """
-    uniforms = jax.random.uniform(key, (num_samples, *a_t.shape))
+    uniforms = lattice(key, num_samples, a_t.shape[-1])
     proposals = box_proposals(uniforms, a_t, t, sde, jnp.zeros_like(a_t))
     energies = evaluate(energy, proposals.actions, chunk)
     return posterior_mean_score(proposals, energies, a_t, t, sde)
@@ -255,29 +279,6 @@ def tilt(
     scale = std / mean
     slope = gradient / (1 + (scale / reach) ** 2)
     return jnp.clip(slope, -1 / scale, 1 / scale)
-
-
-# %% Evenly spread guesses
-def lattice(
-    key: jax.Array, num_samples: int, size: int
-) -> Float[Array, "K A"]:
-    """Evenly spread uniforms: a lattice with a random shift.
-
-    Args:
-        key: random key of the shift.
-        num_samples: K, the number of points.
-        size: A, the number of coordinates of a point.
-
-    Returns:
-        Points of the unit cube, [K, A], each uniformly distributed.
-    """
-    root = 2.0
-    for _ in range(60):  # converges to the root of x^A = x + 1
-        root = (1 + root) ** (1 / size)
-    generator = np.append(1 / num_samples, root ** -np.arange(1.0, size))
-    points = np.arange(num_samples)[:, None] * generator % 1
-    shift = jax.random.uniform(key, (size,))
-    return (jnp.asarray(points, jnp.float32) + shift) % 1
 
 
 # %% The combined estimator

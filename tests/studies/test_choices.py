@@ -11,7 +11,7 @@ def agent(name):
     arm = COMBINATIONS.get(name) or ONE_CHANGE[name]
     if "noise_range" in arm:
         arm = arm | {"noise_range": tuple(arm["noise_range"])}
-    return make_agent("som", 1, 2, "laptop", **arm)
+    return make_agent("som", 1, 2, "bandit", **arm)
 
 
 def test_every_arm_is_a_different_agent():
@@ -29,11 +29,13 @@ def test_each_single_change_is_one():
         if name == "paper-literal":
             literal = vars(SOM.profiles["paper-literal"])
             paper = vars(SOM.profiles["paper"])
-            assert changed == {k for k, v in literal.items() if v != paper[k]}
+            told = {k for k, v in literal.items() if v != paper[k]}
+            assert {k: config[k] for k in told} == {k: literal[k] for k in told}
+            assert changed <= told
         elif name != "default":
             assert len(changed) == 1, name
 
 
 def test_the_default_is_on_the_map():
-    name = arm_name("box", "lagrangian", 2.0, "w 4 by noise")
+    name = arm_name("box", "lagrangian", 2.0, "sharpened")
     assert agent(name).config == agent("default").config
