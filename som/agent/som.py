@@ -53,7 +53,7 @@ class SOMConfig(ActorCriticConfig):
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
     estimator: Literal["idem", "box", "combined"] = "combined"
-    sharpening: float = 4.0  # the score is multiplied by 1 + this (1 - t)
+    sharpening: float = 4.0  # w_s: the score times 1 + w_s (1 - t)^2
     rescale: float | None = None  # or given this length: w of Equation (8)
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
@@ -124,7 +124,7 @@ def flow_velocity(
         estimate = ESTIMATORS[config.estimator](
             energy, a, t, sde, key, config.num_samples, config.chunk
         )
-        estimate *= 1 + config.sharpening * (1 - t)
+        estimate *= 1 + config.sharpening * (1 - t) ** 2
         if config.rescale is not None:
             estimate = probability_flow.unit_rescale(estimate, config.rescale)
         return probability_flow.velocity(estimate, a, t, sde)
