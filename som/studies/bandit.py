@@ -13,9 +13,6 @@ __all__ = [
     "advance",
     "fit_seeds",
     "fit",
-    "RADIUS",
-    "TALL_MODES",
-    "near",
     "noise_grid",
     "draw_arrows",
 ]
@@ -41,7 +38,7 @@ from som.agent.actor_critic import (
 )
 from som.agent.critic import Transition
 from som.agent.som import OneStep
-from som.theory.boltzmann import EIGHT_MODES_SCALE, Reward, gaussian_noise
+from som.theory.boltzmann import Reward, gaussian_noise
 from som.training.loop import seed_axes
 
 
@@ -289,17 +286,6 @@ def fit(algo: str, reward: Reward, key, steps: int, **options) -> Sampler:
 
 
 # %% Counting
-RADIUS = 0.5 / EIGHT_MODES_SCALE  # Appendix H.3 of the paper, in our units
-_OUT = 2**0.5 / EIGHT_MODES_SCALE
-TALL_MODES = ((0, _OUT), (_OUT, 0), (0, -_OUT), (-_OUT, 0))  # N, E, S, W
-
-
-def near(actions, modes=TALL_MODES) -> np.ndarray:
-    """Whether each action [n, 2] lies at each mode [m, 2]: [n, m]."""
-    gap = np.asarray(actions)[:, None] - np.asarray(modes)
-    return np.linalg.norm(gap, axis=-1) < RADIUS
-
-
 def noise_grid(size: int = 7, reach: float = 2.0) -> np.ndarray:
     """Noise on a regular grid of [-reach, reach]^2: [size^2, 2]."""
     line = np.linspace(-reach, reach, size)

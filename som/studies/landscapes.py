@@ -42,7 +42,6 @@ from som.studies.bandit import (
     Sampler,
     advance,
     fit_seeds,
-    near,
     noise_grid,
 )
 from som.theory.boltzmann import (
@@ -51,6 +50,7 @@ from som.theory.boltzmann import (
     eight_modes,
     gaussian_bump,
     moon_gaussians,
+    near,
     two_moons,
 )
 from som.training.command_line import STUDIES, medians

@@ -12,6 +12,9 @@ __all__ = [
     "normalised_density",
     "eight_gaussians",
     "eight_modes",
+    "TALL_MODES",
+    "RADIUS",
+    "near",
     "moon_gaussians",
     "two_moons",
     "checkerboard",
@@ -27,7 +30,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 # %% Q as a negative energy
@@ -217,6 +220,18 @@ def eight_modes() -> Reward:
         Reward, maps actions [..., 2] in [-1, 1]^2 to values in [0, 1].
     """
     return normalised_density(eight_gaussians())
+
+
+# North, east, south, west; Appendix H.3 counts what is within RADIUS.
+_OUT = 2**0.5 / EIGHT_MODES_SCALE
+TALL_MODES = ((0, _OUT), (_OUT, 0), (0, -_OUT), (-_OUT, 0))
+RADIUS = 0.5 / EIGHT_MODES_SCALE
+
+
+def near(actions, modes=TALL_MODES) -> Bool[np.ndarray, "... m"]:
+    """Whether each action [..., 2] is within RADIUS of each mode [m, 2]."""
+    gap = np.asarray(actions)[..., None, :] - np.asarray(modes)
+    return np.linalg.norm(gap, axis=-1) < RADIUS
 
 
 # %% Two moons and a checkerboard

@@ -9,15 +9,12 @@ from examples import Climber
 from som.agent.actor_critic import AGENTS, make_agent
 from som.studies import bandit
 from som.studies.bandit import (
-    TALL_MODES,
     fit,
     fit_seeds,
-    near,
     noise_grid,
     query,
     with_known_critic,
 )
-from som.theory.boltzmann import eight_modes
 
 TINY = {"width": 8, "depth": 1, "batch_size": 8}
 KEY = jax.random.PRNGKey(0)
@@ -82,14 +79,6 @@ def test_seeds_differ_and_do_not_disturb_each_other():
     alone = fit("climber", slope, keys[1], 20, **TINY)
     np.testing.assert_allclose(both[1](noise_grid()), alone(noise_grid()), atol=1e-4)
     assert not np.allclose(both[0](noise_grid()), alone(noise_grid()), atol=1e-2)
-
-
-def test_near_counts_within_half_a_paper_unit():
-    points = np.array(TALL_MODES[1]) + np.array([[0.0, 0.24], [0.0, 0.26]])
-    np.testing.assert_array_equal(near(points)[:, 1], [True, False])
-    assert near(points).sum() == 1
-    reward = eight_modes()
-    np.testing.assert_allclose(reward(jnp.asarray(TALL_MODES)), 1, atol=0.01)
 
 
 def test_slope_is_climbed():

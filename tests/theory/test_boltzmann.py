@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from som.theory.boltzmann import (
+    TALL_MODES,
     GaussianMixture,
     boltzmann_samples,
     box_grid,
@@ -15,6 +16,7 @@ from som.theory.boltzmann import (
     gaussian_bump,
     gaussian_noise,
     moon_gaussians,
+    near,
     normalised_density,
     two_moons,
 )
@@ -246,3 +248,11 @@ def test_bad_perturbations_are_refused(bad):
         gaussian_noise(eight_modes(), bad)
     with pytest.raises(ValueError, match="width > 0"):
         gaussian_bump(eight_modes(), 1.0, bad)
+
+
+def test_near_counts_within_half_a_paper_unit():
+    points = np.array(TALL_MODES[1]) + np.array([[0.0, 0.24], [0.0, 0.26]])
+    np.testing.assert_array_equal(near(points)[:, 1], [True, False])
+    assert near(points).sum() == 1
+    reward = eight_modes()
+    np.testing.assert_allclose(reward(jnp.asarray(TALL_MODES)), 1, atol=0.01)
