@@ -9,6 +9,7 @@ __all__ = [
     "at_cells",
     "hills",
     "circle",
+    "drawn",
     "LANDSCAPES",
     "landscape",
     "mode_entropy",
@@ -18,7 +19,7 @@ __all__ = [
     "Study",
     "fit_arm",
     "METHODS",
-    "UNSEEN",
+    "OTHERS",
     "Timing",
 ]
 
@@ -116,6 +117,26 @@ def circle(count: int, radius: float, start: float = 0.0):
     return [(radius * np.cos(x), radius * np.sin(x)) for x in angle]
 
 
+def drawn(seed: int) -> Landscape:
+    """Two to six tall hills and up to four decoys, at random places.
+
+    The hills are narrow and at least 1/2 apart, so that the tall ones are
+    equally high and no action is at two of them.
+    """
+    rng = np.random.default_rng(seed)
+    tall, low = rng.integers(2, 7), rng.integers(0, 5)
+    places: list[np.ndarray] = []
+    while len(places) < tall + low:
+        place = rng.uniform(-0.85, 0.85, 2)
+        if all(np.linalg.norm(place - other) >= 0.5 for other in places):
+            places.append(place)
+    decoys = [
+        (*place, rng.uniform(0.3, 0.8), rng.uniform(0.08, 0.14))
+        for place in places[tall:]
+    ]
+    return hills(places[:tall], decoys, rng.uniform(0.08, 0.14))
+
+
 LANDSCAPES: dict[str, Callable[[], Landscape]] = {
     "eight-modes": lambda: Landscape(eight_modes(), near),
     "two-moons": lambda: Landscape(two_moons(), at_moons),
@@ -129,7 +150,7 @@ LANDSCAPES: dict[str, Callable[[], Landscape]] = {
         [(-0.6, 0.5), (0.1, 0.75), (0.7, -0.1), (-0.2, -0.7)],
         [(0.6, 0.6, 0.8, 0.1), (-0.7, -0.3, 0.7, 0.15), (0, 0, 0.6, 0.1)],
     ),
-}
+} | {f"drawn {seed}": partial(drawn, seed) for seed in range(4)}
 
 
 @cache
@@ -314,15 +335,19 @@ for name, steps in {
         (tally, picture),
     )
 
-UNSEEN = ("three wide", "five and five", "round a hill", "scattered")
-STUDIES["unseen"] = Study(
-    {
-        name: {"algo": "som", "landscape": name, "steps": 12_000}
-        for name in UNSEEN
-    },
-    (tally, picture),
-    most_seeds=2,
-)
+OTHERS = {
+    "by-hand": ("three wide", "five and five", "round a hill", "scattered"),
+    "drawn": tuple(f"drawn {seed}" for seed in range(4)),
+}
+for study, names in OTHERS.items():
+    STUDIES[study] = Study(
+        {
+            name: {"algo": "som", "landscape": name, "steps": 12_000}
+            for name in names
+        },
+        (tally, picture),
+        most_seeds=2,
+    )
 
 
 # %% What it costs

@@ -14,6 +14,7 @@ from som.agent.critic import Transition
 from som.agent.som import (
     SOM,
     SOMConfig,
+    flow_velocity,
     q_spread,
     times,
 )
@@ -71,6 +72,23 @@ def test_times_are_sorted_anchored_and_start_from_the_prior():
     assert not np.any((t == 1) & (r == t))
     with pytest.raises(ValueError, match=r"anchor_share 0.6 and prior_share 0.5"):
         replace(TINY, anchor_share=0.6, prior_share=0.5)
+
+
+def test_sharpening_multiplies_the_score_and_only_late():
+    a, observation, key = jnp.array([0.2, -0.5]), jnp.ones(3), jax.random.PRNGKey(2)
+    state = SOM(TINY, 3, 2).init(key)
+
+    def score(t, **options):
+        agent = SOM(replace(TINY, **options), 3, 2)
+        v = flow_velocity(agent, state.critic, 3.0, observation, key)(a, t)
+        return -2 * v / agent.sde.beta(t) - a
+
+    for t, factor in ((1.0, 1.0), (0.5, 2.0), (1e-3, 1 + 4 * 0.999**2)):
+        t = jnp.float32(t)
+        plain = score(t, sharpening=0.0)
+        np.testing.assert_allclose(score(t, sharpening=4.0), factor * plain, rtol=1e-4)
+        given = score(t, sharpening=4.0, rescale=7.0)
+        np.testing.assert_allclose(jnp.linalg.norm(given), 7.0, rtol=1e-4)
 
 
 def test_spread_of_q_is_blind_to_the_state():
