@@ -30,7 +30,7 @@ from som.training.command_line import STUDIES
 # %% Four choices, all combinations
 ESTIMATORS = ("idem", "box")
 TARGETS = ("jvp", "lagrangian")
-BETAS = (2.0, 6.0, 20.0)
+BETAS = (2.0, 20.0)
 LENGTHS: dict[str, dict[str, Any]] = {
     "as it is": {"sharpening": 0.0},
     "sharpened": {"sharpening": 4.0},
