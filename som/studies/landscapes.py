@@ -318,11 +318,11 @@ def fit_arm(
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "sdac": {"algo": "sdac"},
-    "dacer": {"algo": "dacer"},
     "som": {"algo": "som"},
+    "sdac": {"algo": "sdac"},
     "mfp": {"algo": "mfp"},
-}  # in the order of the paper's Figure 5
+    "dacer": {"algo": "dacer"},
+}  # DACER last: JAX lets its fit wait while another one runs
 
 for name, steps in {
     "eight-modes": 16_000,
