@@ -305,6 +305,7 @@ def main(argv=None):
         str(path.relative_to(folder))
         for path in folder.rglob("*.html")
         if "_static" not in path.relative_to(folder).parts
+        and 'http-equiv="refresh"' not in path.read_text().lower()  # leads elsewhere
     )
     if args.pages:
         names = [name for name in names if any(part in name for part in args.pages)]
