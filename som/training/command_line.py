@@ -257,6 +257,10 @@ def _print_final(record: dict[str, Any]) -> None:
 
 def _report(out: Path) -> None:
     record = read_record(out / "record.json")
+    if not loop.is_finished(out):
+        print("the time is up, everything is saved; go on with")
+        print(f"  {_invocation()} resume {out}")
+        return
     facts = "{algo} on {env}, profile {profile}:"
     print(facts.format(**record))
     _print_final(record)
@@ -320,7 +324,7 @@ def _train(args: argparse.Namespace) -> None:
     with ProgressLine(args.steps, _console()) as progress:
         loop.train(
             args.algo, args.env, args.steps, args.seeds, profile,
-            out, progress, **given,
+            out, progress, args.time_limit, **given,
         )  # fmt: skip
     _report(out)
 
@@ -333,7 +337,7 @@ def _resume(args: argparse.Namespace) -> None:
         steps = read_record(out / "config.json")["steps"]
         print(f"continuing the unfinished run in {out}.")
         with ProgressLine(steps, _console()) as progress:
-            loop.resume(out, progress)
+            loop.resume(out, progress, args.time_limit)
     _report(out)
 
 
@@ -851,9 +855,21 @@ def _add_train(commands: Any) -> None:
         help="run folder, made if missing (default: runs/ENV, for SOM's "
         "laptop profile; else runs/ENV-ALGO-PROFILE)",
     )
+    _add_time_limit(train)
     option("--set", action="append", default=[], metavar="FIELD=VALUE",
            dest="overrides", help="change one field of the profile; may be "
            "repeated (default: none)")  # fmt: skip
+
+
+def _add_time_limit(command: Any) -> None:
+    command.add_argument(
+        "--time-limit",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="stop cleanly after so long, with a checkpoint; `som resume` "
+        "goes on (default: never)",
+    )
 
 
 def _add_playing(commands: Any) -> None:
@@ -959,6 +975,7 @@ def parser() -> argparse.ArgumentParser:
         description="Continue an interrupted run from its last checkpoint.",
     )
     resume.add_argument("out", metavar="DIR", help="run folder (no default)")
+    _add_time_limit(resume)
     resume.set_defaults(run=_resume)
     _add_playing(commands)
     plot = commands.add_parser(

@@ -9,6 +9,7 @@ __all__ = [
     "INIT",
     "ACT",
     "LEARN",
+    "REFILL",
     "seed_axes",
     "init_seeds",
     "fold",
@@ -26,6 +27,9 @@ __all__ = [
     "check_finite",
     "save_checkpoint",
     "load_checkpoint",
+    "save_packed",
+    "load_packed",
+    "refill",
     "save_policy",
     "load",
     "interruptible",
@@ -33,6 +37,7 @@ __all__ = [
     "save_all",
     "EVALUATION_SEED",
     "evaluate_now",
+    "begin_slice",
     "finish",
     "make_config",
     "train",
@@ -126,7 +131,7 @@ LOOPS = {
 
 
 # %% Seeds side by side
-INIT, ACT, LEARN = 0, 1, 2  # streams of random keys
+INIT, ACT, LEARN, REFILL = range(4)  # streams of random keys
 
 
 def seed_axes(state):
@@ -364,6 +369,8 @@ class Trainer:
         self.state = init_seeds(self.agent, self.seeds)
         self.chunk, self.seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
+        self.slices: list[dict[str, Any]] = []  # see "A run in slices"
+        self.refilled = 0
         width = 2 * sizes[0] + sizes[1] + 2
         n = self.loop.vector_steps * self.loop.num_envs
         self.rows = np.zeros((len(self.seeds), n, width), np.float32)
@@ -406,12 +413,13 @@ class Trainer:
 
 
 # %% Collecting a chunk
-def collect(trainer: Trainer, state) -> np.ndarray:
+def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
     """Step every environment for one chunk with a fixed state's policy.
 
     Args:
         trainer: its environments and observations move on.
         state: agent states to act with.
+        keys: random keys [S, 2]; by default those of the current chunk.
 
     Returns:
         Packed transitions [S, n, D], in time order.
@@ -419,7 +427,7 @@ def collect(trainer: Trainer, state) -> np.ndarray:
     loop, state = trainer.loop, acting(trainer.agent, state)
     size = loop.num_envs, trainer.agent.action_size
     warm = trainer.steps < loop.warmup
-    keys = trainer.key(ACT, trainer.chunk)
+    keys = trainer.key(ACT, trainer.chunk) if keys is None else keys
     keys = np.asarray(_fold_each(keys, loop.vector_steps))
     moves = []
     for now in keys:
@@ -527,6 +535,11 @@ def _contents(trainer: Trainer, buffer, rows) -> dict[str, Any]:
     }
 
 
+def _metadata(trainer: Trainer) -> dict[str, Any]:
+    names = "chunk", "seconds", "curve", "slices"
+    return {name: getattr(trainer, name) for name in names}
+
+
 def save_checkpoint(trainer: Trainer, buffer, path: Path) -> None:
     """Write all that resume needs, atomically; only the filled rows.
 
@@ -540,12 +553,7 @@ def save_checkpoint(trainer: Trainer, buffer, path: Path) -> None:
     """
     filled = min(int(buffer.added[0]), trainer.loop.capacity)
     rows = np.asarray(buffer.rows)[:, :filled]  # a view, on a CPU
-    metadata = {
-        "filled": filled,
-        "chunk": trainer.chunk,
-        "seconds": trainer.seconds,
-        "curve": trainer.curve,
-    }
+    metadata = {"filled": filled} | _metadata(trainer)
     records.save(path, _contents(trainer, buffer, rows), metadata)
 
 
@@ -567,16 +575,20 @@ def load_checkpoint(trainer: Trainer, path: Path):
     shape = len(trainer.seeds), filled, trainer.rows.shape[-1]
     rows = jax.ShapeDtypeStruct(shape, jnp.float32)
     tree, metadata = records.load(path, _contents(trainer, empty, rows))
-    trainer.state = jax.tree.map(jnp.asarray, tree["state"])
+    _restore(trainer, tree["state"], tree["envs"], metadata)
     trainer.rows = tree["rows"]
-    trainer.chunk, trainer.seconds = metadata["chunk"], metadata["seconds"]
-    trainer.curve = metadata["curve"]
-    pairs = zip(trainer.envs, tree["envs"], strict=True)
-    trainer.observation = np.stack([env.restore(old) for env, old in pairs])
     return replay.Replay(
         _fill(empty.rows, tree["buffer"].rows),
         jnp.asarray(tree["buffer"].added),
     )
+
+
+def _restore(trainer: Trainer, state, envs, metadata) -> None:
+    trainer.state = jax.tree.map(jnp.asarray, state)
+    pairs = zip(trainer.envs, envs, strict=True)
+    trainer.observation = np.stack([env.restore(old) for env, old in pairs])
+    for name in _metadata(trainer):
+        setattr(trainer, name, metadata[name])
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -584,6 +596,102 @@ def _fill(rows, old):
     return rows.at[:, : old.shape[1]].set(old)
 
 
+# %% A run in slices
+def _halve(x):
+    """The bits of a bfloat16 for a float32; anything else as it is."""
+    if x.dtype != np.float32:
+        return x
+    return np.asarray(jnp.asarray(x, jnp.bfloat16)).view(np.uint16)
+
+
+def _widen(x):
+    """What _halve kept, as float32: the lower half of its bits is zero."""
+    if x.dtype != np.uint16:
+        return x
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def _moments(state, change):
+    """The state with the numbers of its optimisers changed."""
+    names = [name for name in state._fields if name.endswith("_opt")]
+    new = {n: jax.tree.map(change, getattr(state, n)) for n in names}
+    return state._replace(**new)
+
+
+def _one_seed(trainer: Trainer, i: int) -> dict[str, Any]:
+    """What the packed checkpoint of a seed holds."""
+    state = trainer.state
+    pick = jax.tree.map(lambda x: x[i], state._replace(step=()))
+    pick = _moments(pick._replace(step=state.step), _halve)
+    return {"state": pick, "envs": trainer.envs[i].state()}
+
+
+def save_packed(trainer: Trainer, out: Path) -> None:
+    """Write packed-SEED.npz for every seed: all but the replay.
+
+    Args:
+        trainer: at the end of a chunk.
+        out: the run's folder.
+
+    Raises:
+        records.CheckpointError: one cannot be written.
+    """
+    for i, seed in enumerate(trainer.seeds):
+        path = out / f"packed-{seed}.npz"
+        records.save(path, _one_seed(trainer, i), _metadata(trainer))
+
+
+def load_packed(trainer: Trainer, out: Path):
+    """Bring a fresh trainer to where a packed checkpoint was.
+
+    Args:
+        trainer: made of the same configuration; changed.
+        out: the run's folder.
+
+    Returns:
+        Replay buffers that the current policy has filled again.
+
+    Raises:
+        records.CheckpointError: a seed's file is missing, of another run,
+            or of another step than the others.
+    """
+    trees, chunks = [], set()
+    metadata: dict[str, Any] = {}
+    for i, seed in enumerate(trainer.seeds):
+        path = out / f"packed-{seed}.npz"
+        tree, metadata = records.load(path, _one_seed(trainer, i))
+        trees.append(tree)
+        chunks.add(metadata["chunk"])
+    if len(chunks) > 1:
+        raise records.CheckpointError(
+            f"the packed checkpoints in {out} are of different chunks: "
+            f"{sorted(chunks)}"
+        )
+    states = [tree["state"] for tree in trees]
+    state = jax.tree.map(lambda *x: np.stack(x), *states)
+    state = _moments(state._replace(step=states[0].step), _widen)
+    _restore(trainer, state, [tree["envs"] for tree in trees], metadata)
+    return refill(trainer)
+
+
+def refill(trainer: Trainer):
+    """Replay buffers with fresh rows of the current policy.
+
+    Args:
+        trainer: its environments move on; its last rows are pending.
+    """
+    buffer, size = trainer.empty_buffer(), trainer.rows.shape[1]
+    wanted = min(trainer.steps, trainer.loop.warmup)
+    for i in range(max(1, -(-wanted // size))):
+        if i:
+            buffer = store(buffer, trainer.rows)
+        keys = fold(trainer.key(REFILL, trainer.chunk), i)
+        trainer.rows = collect(trainer, trainer.state, keys)
+        trainer.refilled += size
+    return buffer
+
+
+# %% The policy
 def save_policy(trainer: Trainer, path: Path) -> None:
     """Write the policies of all seeds to one small file.
 
@@ -680,6 +788,7 @@ def make_record(trainer: Trainer) -> dict[str, Any]:
             "loop": asdict(trainer.loop),
         },
         "curve": trainer.curve,
+        "slices": trainer.slices,
         "provenance": records.provenance(),
         "wall_seconds": trainer.seconds,
     }
@@ -744,7 +853,22 @@ def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
 
 
 # %% To the end
-def finish(trainer: Trainer, buffer, out: Path | None, progress) -> Run:
+def begin_slice(trainer: Trainer) -> None:
+    """Note where, when and with which code the run goes on."""
+    where = records.provenance()
+    trainer.slices.append(
+        {
+            "first_step": trainer.steps,
+            "refilled": trainer.refilled,
+            "seconds": 0.0,
+            **{k: where[k] for k in ("commit", "source", "device", "date")},
+        }
+    )
+
+
+def finish(
+    trainer: Trainer, buffer, out: Path | None, progress, stop_at=np.inf
+) -> Run:
     """Run a trainer to its end, evaluating and saving on the way.
 
     Args:
@@ -752,11 +876,14 @@ def finish(trainer: Trainer, buffer, out: Path | None, progress) -> Run:
         buffer: its replay buffers.
         out: the run's folder, or None to save nothing.
         progress: called as progress(step, metrics) after each chunk.
+        stop_at: time.monotonic() after which no chunk begins.
 
     Raises:
         FloatingPointError: training diverged.
         KeyboardInterrupt: Ctrl-C; everything is saved.
     """
+    begin_slice(trainer)
+    before = trainer.seconds
     every = trainer.config["steps"] / trainer.loop.evaluations
     start, saved = time.monotonic() - trainer.seconds, time.monotonic()
     record = None
@@ -774,14 +901,20 @@ def finish(trainer: Trainer, buffer, out: Path | None, progress) -> Run:
                 returns = trainer.curve[-1]["returns"]
                 shown["evaluation/return"] = np.mean(returns, axis=1)
             trainer.seconds = time.monotonic() - start
+            trainer.slices[-1]["seconds"] = trainer.seconds - before
             if progress:
                 progress(min(trainer.steps, trainer.config["steps"]), shown)
             due = time.monotonic() - saved > trainer.loop.checkpoint_seconds
-            if out and (last or due or stop.is_set()):
+            late = time.monotonic() > stop_at
+            if out and (last or due or late or stop.is_set()):
                 record = save_all(trainer, buffer, out)
                 saved = time.monotonic()
             if stop.is_set() and not last:
                 raise KeyboardInterrupt
+            if late and not last:
+                if out:
+                    save_packed(trainer, out)
+                break
     if out and not record:  # stopped between its last checkpoint and record
         record = save_all(trainer, buffer, out)
     return Run(record or make_record(trainer), trainer.policy(), out)
@@ -848,6 +981,7 @@ def train(
     profile: str = "laptop",
     out=None,
     progress: Callable[[int, dict], None] | None = None,
+    time_limit: float = np.inf,
     **overrides,
 ) -> Run:
     """Train an agent on a task, several seeds side by side.
@@ -860,16 +994,19 @@ def train(
         profile: "paper", "laptop" or "paper-literal".
         out: folder for checkpoints, policy, record and curve; None: none.
         progress: called as progress(step, metrics) after each chunk.
+        time_limit: seconds after which no further chunk begins; resume
+            goes on.
         **overrides: fields of the agent's config or of LoopConfig.
 
     Returns:
-        The finished run.
+        The run, finished unless its time was up.
 
     Raises:
         ValueError: bad input, or a folder that already holds a run.
         FloatingPointError: training diverged.
         KeyboardInterrupt: Ctrl-C; resume continues.
     """
+    stop_at = _stop_at(time_limit)
     config = make_config(algo, env, steps, seeds, profile, overrides)
     out = None if out is None else Path(out)
     if out and (out / "config.json").exists():
@@ -877,7 +1014,15 @@ def train(
     trainer = Trainer(config)
     if out:
         records.write_record(out / "config.json", config)
-    return finish(trainer, trainer.empty_buffer(), out, progress)
+    return finish(trainer, trainer.empty_buffer(), out, progress, stop_at)
+
+
+def _stop_at(time_limit: float) -> float:
+    if not time_limit > 0:
+        raise ValueError(
+            f"time_limit is {time_limit}; a number of seconds is wanted"
+        )
+    return time.monotonic() + time_limit
 
 
 def is_finished(out: Path) -> bool:
@@ -889,22 +1034,30 @@ def is_finished(out: Path) -> bool:
     return bool(curve) and curve[-1]["step"] >= record["steps"]
 
 
-def resume(out, progress: Callable[[int, dict], None] | None = None) -> Run:
-    """Continue an interrupted run to the parameters it would have had.
+def resume(
+    out,
+    progress: Callable[[int, dict], None] | None = None,
+    time_limit: float = np.inf,
+) -> Run:
+    """Continue an interrupted run.
+
+    From a whole checkpoint to the parameters it would have had; from a
+    packed one, if that is newer, with a replay made anew.
 
     Args:
         out: the run's folder.
-        progress: as in train.
+        progress, time_limit: as in train.
 
     Returns:
-        The finished run; one that was finished before comes back as it is.
+        The run, finished unless its time was up; one that was finished
+        before comes back as it is.
 
     Raises:
         records.CheckpointError: no run there, or a damaged one.
         FloatingPointError: training diverged.
         KeyboardInterrupt: Ctrl-C; resume continues.
     """
-    out = Path(out)
+    out, stop_at = Path(out), _stop_at(time_limit)
     config = records.read_record(out / "config.json")
     if is_finished(out):
         record = records.read_record(out / "record.json")
@@ -915,8 +1068,16 @@ def resume(out, progress: Callable[[int, dict], None] | None = None) -> Run:
         raise records.CheckpointError(
             f"{out / 'config.json'} does not describe a run: {error}"
         ) from None
-    if (out / "checkpoint.npz").exists():
+    whole = _chunk(out / "checkpoint.npz")
+    if _chunk(out / f"packed-{trainer.seeds[0]}.npz") > whole:
+        buffer = load_packed(trainer, out)
+    elif whole:
         buffer = load_checkpoint(trainer, out / "checkpoint.npz")
     else:
         buffer = trainer.empty_buffer()
-    return finish(trainer, buffer, out, progress)
+    return finish(trainer, buffer, out, progress, stop_at)
+
+
+def _chunk(path: Path) -> int:
+    """How many chunks a checkpoint has behind it; 0 if there is none."""
+    return records.read_metadata(path)["chunk"] if path.exists() else 0

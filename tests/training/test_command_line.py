@@ -292,6 +292,24 @@ def test_the_same_words_continue_an_interrupted_run(run, tmp_path, capsys, monke
             np.testing.assert_array_equal(one[name], two[name])
 
 
+def test_slices_until_the_run_is_done(run, tmp_path, capsys):
+    words = command(*TRAIN, "--seeds", "2", "--out", str(tmp_path))
+    for _ in range(20):
+        assert main([*words, "--time-limit", "0.001"]) == 0
+        text = capsys.readouterr().out
+        if "the time is up" not in text:
+            break
+        assert f"resume {tmp_path}" in text
+    with np.load(run / "policy.npz") as one, np.load(tmp_path / "policy.npz") as two:
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_no_time_gets_one_sentence(tmp_path, capsys):
+    words = command(*TRAIN, "--out", str(tmp_path / "run"), "--time-limit", "0")
+    assert "time_limit is 0.0" in refused(capsys, words)
+
+
 def test_evaluate(run, capsys):
     assert main(["evaluate", str(run), "--episodes", "3", "--seed", "1"]) == 0
     first = capsys.readouterr().out

@@ -311,6 +311,82 @@ def test_ctrl_c_saves_and_resume_continues(tmp_path, straight, chunk):
     assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
 
 
+def test_ten_slices_are_one_run(tmp_path, straight):
+    """Each chunk in a slice of its own, from one whole checkpoint to the next."""
+    run = train(tmp_path, time_limit=1e-9)
+    for chunk in range(2, 11):
+        assert not loop.is_finished(tmp_path)
+        (tmp_path / "packed-0.npz").unlink()
+        run = loop.resume(tmp_path, time_limit=1e-9)
+        assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == chunk
+    assert loop.is_finished(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+    assert_same_arrays(tmp_path / "policy.npz", straight.out / "policy.npz")
+    slices = run.record["slices"]
+    assert [part["first_step"] for part in slices] == list(range(0, 1000, 100))
+    assert all(part["refilled"] == 0 for part in slices)
+    seconds = sum(part["seconds"] for part in slices)
+    assert seconds == pytest.approx(run.record["wall_seconds"])
+
+
+def test_packed_checkpoint_goes_on_with_a_new_replay(tmp_path):
+    """Only the optimisers' moments are rounded; the record tells of the refill."""
+    train(tmp_path, steps=600, seeds=(3, 5), time_limit=1e-9)
+    for _ in range(3):
+        loop.resume(tmp_path, time_limit=1e-9)
+    whole = loop.Trainer(config((3, 5)))
+    loop.load_checkpoint(whole, tmp_path / "checkpoint.npz")
+    packed = loop.Trainer(config((3, 5)))
+    buffer = loop.load_packed(packed, tmp_path)
+    assert packed.chunk == 4 and packed.refilled == 200
+    assert int(buffer.added[0]) == 100  # the other hundred rows are pending
+    assert not np.array_equal(packed.rows, whole.rows)
+    for name in whole.state._fields:
+        pair = getattr(whole.state, name), getattr(packed.state, name)
+        near = 2**-8 if name.endswith("_opt") else 0
+        for a, b in zip(*map(jax.tree.leaves, pair), strict=True):
+            np.testing.assert_allclose(a, b, rtol=near)
+            assert a.dtype == b.dtype
+    (tmp_path / "checkpoint.npz").unlink()
+    run = loop.resume(tmp_path)
+    refilled = [part["refilled"] for part in run.record["slices"]]
+    assert refilled == [0, 0, 0, 0, 200]
+    assert run.record["curve"][-1]["step"] == 600
+
+
+def test_the_newer_checkpoint_is_taken(tmp_path):
+    run = train(tmp_path, time_limit=1e-9)
+    old = (tmp_path / "checkpoint.npz").read_bytes()
+    run = loop.resume(tmp_path, time_limit=1e-9)
+    (tmp_path / "checkpoint.npz").write_bytes(old)
+    run = loop.resume(tmp_path, time_limit=1e-9)
+    assert [p["refilled"] for p in run.record["slices"]] == [0, 0, 200]
+    assert [p["first_step"] for p in run.record["slices"]] == [0, 100, 200]
+
+
+def test_packed_checkpoints_must_belong_together(tmp_path):
+    train(tmp_path, seeds=(0, 1), time_limit=1e-9)
+    first = (tmp_path / "packed-1.npz").read_bytes()
+    loop.resume(tmp_path, time_limit=1e-9)
+    (tmp_path / "packed-1.npz").write_bytes(first)
+    (tmp_path / "checkpoint.npz").unlink()
+    with pytest.raises(CheckpointError, match=r"different chunks: \[1, 2\]"):
+        loop.resume(tmp_path)
+
+
+def test_packed_checkpoint_of_the_paper_is_small(tmp_path):
+    """Ten megabytes at most for one seed of the largest task."""
+    run = config() | {"env": "Humanoid-v4", "profile": "paper", "agent": {}}
+    loop.save_packed(loop.Trainer(run), tmp_path)
+    assert (tmp_path / "packed-0.npz").stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_no_time_is_refused(limit):
+    with pytest.raises(ValueError, match=r"time_limit is .*seconds"):
+        train(time_limit=limit)
+
+
 def test_second_ctrl_c_stops_at_once():
     with loop.interruptible() as stop:
         signal.raise_signal(signal.SIGINT)
