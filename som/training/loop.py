@@ -1068,11 +1068,12 @@ def resume(
         raise records.CheckpointError(
             f"{out / 'config.json'} does not describe a run: {error}"
         ) from None
-    whole = _chunk(out / "checkpoint.npz")
-    if _chunk(out / f"packed-{trainer.seeds[0]}.npz") > whole:
+    whole = out / "checkpoint.npz"
+    packed = out / f"packed-{trainer.seeds[0]}.npz"
+    if _chunk(packed) > _chunk(whole):
         buffer = load_packed(trainer, out)
-    elif whole:
-        buffer = load_checkpoint(trainer, out / "checkpoint.npz")
+    elif whole.exists():
+        buffer = load_checkpoint(trainer, whole)
     else:
         buffer = trainer.empty_buffer()
     return finish(trainer, buffer, out, progress, stop_at)
@@ -1080,4 +1081,6 @@ def resume(
 
 def _chunk(path: Path) -> int:
     """How many chunks a checkpoint has behind it; 0 if there is none."""
-    return records.read_metadata(path)["chunk"] if path.exists() else 0
+    if not path.exists():
+        return 0
+    return records.read_metadata(path).get("chunk", 0)

@@ -138,6 +138,8 @@ def test_schedule_refuses_a_chunk_that_overflows_the_buffer():
 def test_schedule_of_the_paper():
     paper = loop.LOOPS["paper"]
     assert (paper.vector_steps, paper.updates) == (50, 50)
+    # The profile of the plane has no environment and so no schedule.
+    assert set(loop.LOOPS) == set(AGENTS["som"].profiles) - {"bandit"}
     for kind in AGENTS.values():
         assert {"laptop", "paper"} <= set(loop.LOOPS) & set(kind.profiles)
 
@@ -362,6 +364,14 @@ def test_the_newer_checkpoint_is_taken(tmp_path):
     run = loop.resume(tmp_path, time_limit=1e-9)
     assert [p["refilled"] for p in run.record["slices"]] == [0, 0, 200]
     assert [p["first_step"] for p in run.record["slices"]] == [0, 100, 200]
+
+
+def test_a_file_of_something_else_is_not_overwritten(tmp_path, straight):
+    config_of = records.read_record(straight.out / "config.json")
+    records.write_record(tmp_path / "config.json", config_of)
+    shutil.copy(straight.out / "policy.npz", tmp_path / "checkpoint.npz")
+    with pytest.raises(CheckpointError, match="something else"):
+        loop.resume(tmp_path)
 
 
 def test_packed_checkpoints_must_belong_together(tmp_path):
