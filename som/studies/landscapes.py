@@ -18,6 +18,7 @@ __all__ = [
     "rounded",
     "Study",
     "fit_arm",
+    "fit_arms",
     "METHODS",
     "OTHERS",
     "Timing",
@@ -25,12 +26,11 @@ __all__ = [
 
 # %% Imports
 import os
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -230,14 +230,16 @@ class Study:
         seeds: Sequence[int],
         steps: int | None = None,
         progress: Callable[[int, str], None] = lambda done, arm: None,
+        processes: int = 1,
     ) -> dict[str, Any]:
-        """Fit every arm, one on each core, and write the record.
+        """Fit every arm and write the record.
 
         Args:
             path: of the record, ending in .json.
             seeds: one agent each, side by side.
             steps: updates, in the place of each arm's own.
             progress: told the updates made so far, and the arm's name.
+            processes: as in fit_arms.
 
         Returns:
             The record.
@@ -247,33 +249,23 @@ class Study:
         record = _unfinished(kept, seeds)
         change = {"steps": steps} if steps else {}
         arms = {name: arm | change for name, arm in self.arms.items()}
-        made, stop = dict.fromkeys(arms, 0), threading.Event()
+        made = dict.fromkeys(arms, 0)
 
-        def work(name):
-            def tell(done):
-                if stop.is_set():
-                    raise InterruptedError(f"{name} was given up")
-                made[name] = done
-                progress(sum(made.values()), name)
+        def tell(name: str, done: int) -> None:
+            made[name] = done
+            progress(sum(made.values()), name)
 
-            old = record["arms"].get(name, {})
-            if old.get("settings") == arms[name]:
-                tell(arms[name]["steps"])
-                return name, old
-            result = fit_arm(arms[name], seeds, self.measures, tell)
-            return name, {"settings": arms[name]} | result
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                jobs = [pool.submit(work, name) for name in arms]
-                for job in as_completed(jobs):
-                    name, result = job.result()
-                    record["arms"][name] = result
-                    write_record(kept, record)
-            except BaseException:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+        todo = {}
+        for name, arm in arms.items():
+            if record["arms"].get(name, {}).get("settings") == arm:
+                tell(name, arm["steps"])
+            else:
+                todo[name] = arm
+        for name, result in fit_arms(
+            todo, seeds, self.measures, tell, processes
+        ):
+            record["arms"][name] = {"settings": arms[name]} | result
+            write_record(kept, record)
         record["arms"] = {name: record["arms"][name] for name in arms}
         write_record(path, record)
         kept.unlink()
@@ -317,17 +309,86 @@ def fit_arm(
     return result
 
 
+def fit_arms(
+    arms: dict[str, dict[str, Any]],
+    seeds: Sequence[int],
+    measures,
+    tell: Callable[[str, int], None],
+    processes: int,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Fit arms, and yield the name and the result of each as it is done.
+
+    Args:
+        arms: by name, as in Study.
+        seeds, measures: as in fit_arm.
+        tell: called with an arm's name and the updates made of it.
+        processes: as many arms at once, each in a process with one core;
+            with 1 they are fitted in turn and here.
+
+    Raises:
+        RuntimeError: a process ended before its arm was fitted.
+    """
+    if processes == 1:
+        for name, arm in arms.items():
+            yield name, fit_arm(arm, seeds, measures, partial(tell, name))
+        return
+    spawn, waiting = get_context("spawn"), list(arms.items())
+    running: dict[Any, tuple[str, Any]] = {}  # by pipe: the arm, its process
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                name, arm = waiting.pop(0)
+                ours, end = spawn.Pipe(duplex=False)
+                told = end, arm, seeds, measures
+                job = spawn.Process(target=_fit_apart, args=told, daemon=True)
+                job.start()
+                end.close()  # the child's alone, so that its death is seen
+                running[ours] = name, job
+            for pipe in [p for p in running if p.poll(0.05)]:
+                name, job = running[pipe]
+                try:
+                    news = pipe.recv()
+                except EOFError:
+                    job.join()
+                    raise RuntimeError(
+                        f"the fit of {name} ended without a result: "
+                        f"its process has exit code {job.exitcode}"
+                    ) from None
+                if isinstance(news, Exception):
+                    raise news
+                if isinstance(news, int):
+                    tell(name, news)
+                else:
+                    del running[pipe]
+                    yield name, news
+    finally:
+        for _, job in running.values():
+            job.kill()
+            job.join()
+
+
+def _fit_apart(pipe, arm, seeds, measures) -> None:
+    """Fit one arm in a process of its own: numbers of updates, the result.
+
+    Once the parent is gone, telling it fails and the process ends.
+    """
+    os.environ["NPROC"] = "1"  # XLA's threads; the other cores have a fit
+    try:
+        pipe.send(fit_arm(arm, seeds, measures, pipe.send))
+    except BrokenPipeError:
+        return
+    except Exception as error:
+        pipe.send(error)
+
+
 METHODS: dict[str, dict[str, Any]] = {
-    "som": {"algo": "som"},
-    "sdac": {"algo": "sdac"},
-    "mfp": {"algo": "mfp"},
-    "dacer": {"algo": "dacer"},
-}  # DACER last: JAX lets its fit wait while another one runs
+    name: {"algo": name} for name in ("sdac", "dacer", "som", "mfp")
+}
 
 for name, steps in {
     "eight-modes": 16_000,
-    "two-moons": 4_000,
-    "checkerboard": 4_000,
+    "two-moons": 8_000,
+    "checkerboard": 8_000,
 }.items():
     task = {"landscape": name, "steps": steps}
     STUDIES[name] = Study(
@@ -361,12 +422,15 @@ class Timing:
         """One for each arm."""
         return len(self.arms)
 
-    def run(self, path, seeds, steps=None, progress=None) -> dict[str, Any]:
+    def run(
+        self, path, seeds, steps=None, progress=None, processes=1
+    ) -> dict[str, Any]:
         """Time the agents in turn and write the record.
 
         Args:
             path, seeds, progress: as in Study.run.
             steps: timings per median.
+            processes: not used; what is timed wants the machine alone.
         """
         reward = landscape("eight-modes").reward
         keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])

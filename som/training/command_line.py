@@ -785,6 +785,9 @@ def _study(args: argparse.Namespace) -> None:
     names = list(STUDIES)
     if args.name != "all":
         names = [closest(args.name, STUDIES, "study")]
+    # A GPU is one for all; cores are not.
+    alone = jax.default_backend() != "cpu"
+    processes = 1 if alone else os.cpu_count() or 1
     for name in names:
         study, path = STUDIES[name], Path(args.out) / f"{name}.json"
         print(f"{name}: {len(study.arms)} fits, {len(args.seeds)} seeds each")
@@ -794,7 +797,7 @@ def _study(args: argparse.Namespace) -> None:
                 line.result = f"{arm}  "
                 line(done, {})
 
-            study.run(path, args.seeds, args.steps, tell)
+            study.run(path, args.seeds, args.steps, tell, processes)
         print(f"written to {path}")
 
 

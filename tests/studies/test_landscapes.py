@@ -1,6 +1,8 @@
 """Landscapes and the records of studies: counting, resuming, refusing."""
 
 import json
+import multiprocessing
+import os
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -154,12 +156,11 @@ def test_record_is_complete_and_nothing_else_is_left(tmp_path):
     )
     assert list(record["arms"]) == ["first", "second"]
     assert np.shape(record["arms"]["first"]["shares"]) == (2, 2)
-    assert sorted(done for done, _ in told) == [3, 6]
+    assert told == [(3, "first"), (6, "second")]
 
 
 def test_killed_study_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     whole = TOY.run(tmp_path / "whole.json", [0, 1])
-    monkeypatch.setattr(landscapes.os, "cpu_count", lambda: 1)
 
     def kill(done, arm):
         if arm == "second":
@@ -208,6 +209,45 @@ def test_error_of_one_arm_ends_the_study(tmp_path):
     with pytest.raises(ValueError, match=r"clumber.*climber"):
         Study(arms, (tally,)).run(tmp_path / "bad.json", [0])
     assert not (tmp_path / "bad.json").exists()
+
+
+SMALL = {"algo": "mfp", "width": 8, "depth": 1, "batch_size": 8}
+SMALL |= {"landscape": "two-moons", "steps": 3}
+PAIR = Study({"a": SMALL, "b": SMALL | {"actor_lr": 0.5}}, (tally,))
+
+
+def test_processes_come_to_the_numbers_of_fits_in_turn(tmp_path):
+    told = []
+    apart = PAIR.run(
+        tmp_path / "apart.json",
+        [0, 1],
+        progress=lambda *now: told.append(now),
+        processes=2,
+    )
+    here = PAIR.run(tmp_path / "here.json", [0, 1])
+    assert max(done for done, _ in told) == 6
+    assert {arm for _, arm in told} == set("ab") == set(apart["arms"])
+    for name in "ab":
+        for number in ("shares", "reward", "entropy", "arrows"):
+            first, second = (r["arms"][name][number] for r in (apart, here))
+            np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_error_in_a_process_is_told_as_it_is(tmp_path):
+    bad = Study({"bad": SMALL | {"width": 0}, "b": SMALL}, (tally,))
+    with pytest.raises(ValueError, match="width"):
+        bad.run(tmp_path / "bad.json", [0], processes=2)
+    assert multiprocessing.active_children() == []
+
+
+def dies(fits, scape):
+    os._exit(7)
+
+
+def test_process_that_dies_ends_the_study(tmp_path):
+    study = Study({"a": SMALL}, (dies,))
+    with pytest.raises(RuntimeError, match=r"fit of a .*exit code 7"):
+        study.run(tmp_path / "dead.json", [0], processes=2)
 
 
 def test_most_seeds(tmp_path):

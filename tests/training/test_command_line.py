@@ -419,8 +419,9 @@ class Toy:
     def total(self, steps):
         return 2 * (steps or 50)
 
-    def run(self, path, seeds, steps, progress):
+    def run(self, path, seeds, steps, progress, processes):
         progress(self.total(steps), "two")
+        assert processes == os.cpu_count()
         path.write_text(f"{list(seeds)} {steps}")
 
 
