@@ -30,7 +30,7 @@ train: install
 	$(BIN)/python -m som train --env $(ENV) --steps $(STEPS) --seeds $(SEEDS) --profile laptop --out $(OUT)
 
 test: lint
-	$(BIN)/python -m pytest --nbmake
+	$(BIN)/python -m pytest --nbmake -n auto --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/python tools/export.py --check
