@@ -26,6 +26,7 @@ __all__ = [
 
 # %% Imports
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -326,7 +327,7 @@ def fit_arms(
             with 1 they are fitted in turn and here.
 
     Raises:
-        RuntimeError: a process ended before its arm was fitted.
+        ChildProcessError: a process ended before its arm was fitted.
     """
     if processes == 1:
         for name, arm in arms.items():
@@ -350,7 +351,7 @@ def fit_arms(
                     news = pipe.recv()
                 except EOFError:
                     job.join()
-                    raise RuntimeError(
+                    raise ChildProcessError(
                         f"the fit of {name} ended without a result: "
                         f"its process has exit code {job.exitcode}"
                     ) from None
@@ -372,6 +373,7 @@ def _fit_apart(pipe, arm, seeds, measures) -> None:
 
     Once the parent is gone, telling it fails and the process ends.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     os.environ["NPROC"] = "1"  # XLA's threads; the other cores have a fit
     try:
         pipe.send(fit_arm(arm, seeds, measures, pipe.send))
@@ -417,6 +419,7 @@ class Timing:
     """A study of speed: milliseconds per update and per action."""
 
     arms: dict[str, dict[str, Any]]
+    most_seeds: int | None = None
 
     def total(self, steps: int | None) -> int:
         """One for each arm."""

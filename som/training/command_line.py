@@ -790,14 +790,15 @@ def _study(args: argparse.Namespace) -> None:
     processes = 1 if alone else os.cpu_count() or 1
     for name in names:
         study, path = STUDIES[name], Path(args.out) / f"{name}.json"
-        print(f"{name}: {len(study.arms)} fits, {len(args.seeds)} seeds each")
+        seeds = args.seeds[: study.most_seeds]
+        print(f"{name}: {len(study.arms)} fits, {len(seeds)} seeds each")
         with ProgressLine(study.total(args.steps), _console()) as line:
 
             def tell(done: int, arm: str, line=line) -> None:
                 line.result = f"{arm}  "
                 line(done, {})
 
-            study.run(path, args.seeds, args.steps, tell, processes)
+            study.run(path, seeds, args.steps, tell, processes)
         print(f"written to {path}")
 
 

@@ -246,7 +246,7 @@ def dies(fits, scape):
 
 def test_process_that_dies_ends_the_study(tmp_path):
     study = Study({"a": SMALL}, (dies,))
-    with pytest.raises(RuntimeError, match=r"fit of a .*exit code 7"):
+    with pytest.raises(ChildProcessError, match=r"fit of a .*exit code 7"):
         study.run(tmp_path / "dead.json", [0], processes=2)
 
 

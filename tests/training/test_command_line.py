@@ -416,25 +416,34 @@ class Toy:
 
     arms = ("one", "two")
 
+    def __init__(self, most_seeds=None):
+        self.most_seeds = most_seeds
+
     def total(self, steps):
         return 2 * (steps or 50)
 
     def run(self, path, seeds, steps, progress, processes):
         progress(self.total(steps), "two")
-        assert processes == os.cpu_count()
-        path.write_text(f"{list(seeds)} {steps}")
+        path.write_text(f"{list(seeds)} {steps} {processes}")
 
 
-def test_study_runs_one_or_all(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command_line, "STUDIES", {"a": Toy(), "b": Toy()})
+@pytest.mark.parametrize("backend, processes", [("cpu", 3), ("gpu", 1)])
+def test_study_runs_one_or_all(tmp_path, capsys, monkeypatch, backend, processes):
+    studies = {"a": Toy(), "b": Toy(), "c": Toy(most_seeds=1)}
+    monkeypatch.setattr(command_line, "STUDIES", studies)
+    monkeypatch.setattr(command_line.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(command_line.os, "cpu_count", lambda: 3)
     out = ["--out", str(tmp_path)]
     assert main(["study", "b", "--seeds", "2", "--steps", "7", *out]) == 0
-    assert (tmp_path / "b.json").read_text() == "[0, 1] 7"
+    assert (tmp_path / "b.json").read_text() == f"[0, 1] 7 {processes}"
     assert not (tmp_path / "a.json").exists()
     told = capsys.readouterr().out
     assert "b: 2 fits, 2 seeds each" in told and "14 of 14 steps  two" in told
     assert main(["study", "all", *out]) == 0
-    assert (tmp_path / "a.json").read_text() == "[0, 1, 2, 3, 4] None"
+    whole = f"[0, 1, 2, 3, 4] None {processes}"
+    assert (tmp_path / "a.json").read_text() == whole
+    assert (tmp_path / "c.json").read_text() == f"[0] None {processes}"
+    assert "c: 2 fits, 1 seeds each" in capsys.readouterr().out
 
 
 def test_unknown_study_gets_the_nearest_name(capsys):
