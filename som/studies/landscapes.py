@@ -26,7 +26,9 @@ __all__ = [
 
 # %% Imports
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -335,12 +337,13 @@ def fit_arms(
         return
     spawn, waiting = get_context("spawn"), list(arms.items())
     running: dict[Any, tuple[str, Any]] = {}  # by pipe: the arm, its process
+    cache_dir = tempfile.mkdtemp(prefix="som-study-")
     try:
         while waiting or running:
             while waiting and len(running) < processes:
                 name, arm = waiting.pop(0)
                 ours, end = spawn.Pipe(duplex=False)
-                told = end, arm, seeds, measures
+                told = end, arm, seeds, measures, cache_dir
                 job = spawn.Process(target=_fit_apart, args=told, daemon=True)
                 job.start()
                 end.close()  # the child's alone, so that its death is seen
@@ -366,15 +369,20 @@ def fit_arms(
         for _, job in running.values():
             job.kill()
             job.join()
+        shutil.rmtree(cache_dir)
 
 
-def _fit_apart(pipe, arm, seeds, measures) -> None:
+def _fit_apart(pipe, arm, seeds, measures, cache_dir) -> None:
     """Fit one arm in a process of its own: numbers of updates, the result.
 
     Once the parent is gone, telling it fails and the process ends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     os.environ["NPROC"] = "1"  # XLA's threads; the other cores have a fit
+    # Small programs are the same in every fit: one compiles them for all.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", cache_dir)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     try:
         pipe.send(fit_arm(arm, seeds, measures, pipe.send))
     except BrokenPipeError:
@@ -389,8 +397,8 @@ METHODS: dict[str, dict[str, Any]] = {
 
 for name, steps in {
     "eight-modes": 16_000,
-    "two-moons": 8_000,
-    "checkerboard": 8_000,
+    "two-moons": 6_000,
+    "checkerboard": 6_000,
 }.items():
     task = {"landscape": name, "steps": steps}
     STUDIES[name] = Study(
