@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +348,8 @@ def fit_arms(
                 job.start()
                 end.close()  # the child's alone, so that its death is seen
                 running[ours] = name, job
-            for pipe in [p for p in running if p.poll(0.05)]:
+            ready: list[Any] = connection.wait(list(running))
+            for pipe in ready:
                 name, job = running[pipe]
                 try:
                     news = pipe.recv()
