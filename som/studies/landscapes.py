@@ -397,7 +397,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 for name, steps in {
-    "eight-modes": 16_000,
+    "eight-modes": 12_000,
     "two-moons": 6_000,
     "checkerboard": 6_000,
 }.items():
