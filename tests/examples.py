@@ -29,10 +29,11 @@ class Climber(ActorCritic):
     profiles = {"laptop": ActorCriticConfig(actor_lr=1e-2)}  # noqa: RUF012
 
     def init_policy(self, key):
-        return nn.Dense(2).init(key, jnp.zeros(2))
+        return nn.Dense(self.action_size).init(key, jnp.zeros(self.action_size))
 
     def transport(self, policy, noise, observation, key):
-        return jnp.stack([noise, nn.Dense(2).apply(policy, noise)])
+        move = nn.Dense(self.action_size)
+        return jnp.stack([noise, move.apply(policy, noise)])
 
     def policy_loss(self, policy, state, batch, key):
         noise = jax.random.normal(key, batch.action.shape)
