@@ -13,7 +13,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,27 +23,6 @@ from som.agent.actor_critic import AGENTS, make_agent
 from som.agent.critic import Transition
 from som.training import loop, records, replay
 from som.training.records import CheckpointError
-
-
-class Cart(gym.Env):
-    """Bring a cart on a line to rest at the origin, in 20 steps."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = self.np_random.uniform(-1, 1, 2)
-        return np.float32(self.state), {}
-
-    def step(self, action):
-        x, v = self.state
-        v = 0.8 * v + 0.2 * float(action[0])
-        self.state = np.array([np.clip(x + 0.4 * v, -3, 3), v])
-        return np.float32(self.state), -float(x * x), False, False, {}
-
-
-gym.register("Cart-v0", entry_point=Cart, max_episode_steps=20)
 
 # Compiling an update takes most of the time here, so all tests share these.
 AGENT = {
