@@ -653,6 +653,12 @@ def load_checkpoint(trainer: Trainer, path: Path):
 
 
 def _restore(trainer: Trainer, state, envs, metadata) -> None:
+    missing = [name for name in _metadata(trainer) if name not in metadata]
+    if missing:
+        raise records.CheckpointError(
+            f"the checkpoint lacks {', '.join(missing)}: another version of "
+            "som wrote it; begin the run anew"
+        )
     trainer.state = jax.tree.map(jnp.asarray, state)
     pairs = zip(trainer.envs, envs, strict=True)
     trainer.observation = np.stack([env.restore(old) for env, old in pairs])

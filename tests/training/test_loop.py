@@ -523,6 +523,17 @@ def test_record(straight):
     assert record["seeds"] == [0] and record["wall_seconds"] > 0
 
 
+def test_checkpoint_of_another_version(tmp_path, monkeypatch):
+    trainer = loop.Trainer(config())
+    whole = loop._metadata
+    old = {k: v for k, v in whole(trainer).items() if k != "slices"}
+    monkeypatch.setattr(loop, "_metadata", lambda trainer: old)
+    loop.save_checkpoint(trainer, trainer.empty_buffer(), tmp_path / "c.npz")
+    monkeypatch.setattr(loop, "_metadata", whole)
+    with pytest.raises(CheckpointError, match="lacks slices: another version"):
+        loop.load_checkpoint(trainer, tmp_path / "c.npz")
+
+
 def test_checkpoint_of_another_run(tmp_path, straight):
     for other, sentence in [
         (config((0, 1)), "something else: it lacks .*envs"),
