@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.spatial import cKDTree
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
@@ -118,7 +119,7 @@ def q_statistics(
     num: int,
     key: jax.Array,
 ) -> dict[str, Float[np.ndarray, "2 S"]]:
-    """Mean and deviation of Q over candidates, Equation (3) of the page.
+    """Mean and std of Q over candidates, (eq-policies-statistics).
 
     Args:
         policies: by name.
@@ -230,6 +231,6 @@ def heat_map(
     x, y = np.linspace(low, high, size).T
     at = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
     heat = kernel_regression(at, points, values, width)
-    nearest = np.min([np.hypot(*(at - point).T) for point in points], 0)
+    nearest = cKDTree(points).query(at)[0]
     heat = np.where(nearest < 3 * width, heat, np.nan)
     return x, y, heat.reshape(size, size)
