@@ -126,7 +126,7 @@ def q_statistics(
         critic: the policy whose critic judges all of them.
         states: observations, [S, O].
         num: N, candidates for each state.
-        key: random key, the same for every policy.
+        key: random key; every policy has noise of its own.
 
     Returns:
         By name, mean and standard deviation for each state, [2, S].
@@ -134,8 +134,8 @@ def q_statistics(
     Raises:
         ValueError: no candidates, or states of another size.
     """
-    stats = {}
-    for name, policy in policies.items():
+    stats, keys = {}, jax.random.split(key, len(policies))
+    for key, (name, policy) in zip(keys, policies.items(), strict=True):
         actions = draw_candidates(policy, states, num, key)
         q = candidate_q(critic, states, actions)
         stats[name] = np.stack([q.mean(0), q.std(0)])

@@ -82,11 +82,12 @@ def test_q_is_the_smaller_twin_in_units_of_the_task(two):
 def test_statistics_of_a_known_q():
     one = policy(reward=lambda a: a @ C, zero=True)
     s, scale = states(3), one.agent.config.reward_scale
-    actions = policies.draw_candidates(one, s, 400, KEY)
+    (key,) = jax.random.split(KEY, 1)
+    actions = policies.draw_candidates(one, s, 400, key)
     _, spread = policies.q_statistics({"one": one}, one, s, 400, KEY)["one"]
     known = np.sqrt([np.cov(a.T, bias=True) @ C @ C for a in actions.swapaxes(0, 1)])
     np.testing.assert_allclose(spread, known / scale, rtol=1e-3)
-    k_noise, _ = jax.random.split(KEY)
+    k_noise, _ = jax.random.split(key)
     noise = one.agent.prior_std * jax.random.normal(k_noise, actions.shape)
     np.testing.assert_allclose(actions, np.clip(noise, -1, 1), atol=1e-6)
 
