@@ -11,7 +11,11 @@ from som.training.loop import Run, load, resume, train
 
 __all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]
 
-for name in ("agent.som", "baselines.sdac", "baselines.dacer", "baselines.mfp"):
-    import_module(f"som.{name}")  # enters its class in AGENTS
+import_module("som.agent.som")  # these enter their classes in AGENTS
+for name in (
+    "sac", "ppo", "dipo", "qsm", "dacer", "qvpo", "sdac", "dpmd", "mfp", "nclql",
+):  # fmt: skip
+    import_module(f"som.baselines.{name}")
 for name in ("landscapes", "robustness", "choices"):
     import_module(f"som.studies.{name}")  # enters its studies in STUDIES
+import_module("som.mujoco.speed")  # enters its tables in BENCHMARKS
