@@ -277,9 +277,12 @@ class ActorCritic:
     def alpha_loss(self, log_alpha, state, batch: Transition, key) -> Array:
         """What the temperature minimises, a scalar.
 
-        Here the entropy is that of the noise, in closed form. An agent that
+        Here the entropy is that of the noise, in closed form; without noise
+        there is nothing to set, and the temperature rests. An agent that
         measures the entropy of its actions draws them at the batch's states.
         """
+        if self.config.noise_scale == 0:
+            return 0.0 * log_alpha
         target = self.config.target_entropy * self.action_size
         scale = self.config.noise_scale
         return temperature_loss(log_alpha, target, scale, self.action_size)

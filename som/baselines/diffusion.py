@@ -8,6 +8,7 @@ __all__ = [
     "schedule_of",
     "linear_schedule",
     "vp_schedule",
+    "cosine_schedule",
     "perturb",
     "Denoiser",
     "posterior",
@@ -74,6 +75,21 @@ def vp_schedule(
     times = np.linspace(0, 1, num_steps + 1)
     integral = VP(beta_min, beta_max).integral(times)
     return schedule_of(-np.expm1(-np.diff(integral)))
+
+
+def cosine_schedule(num_steps: int, offset: float = 0.008) -> Schedule:
+    """Steps that leave a squared cosine of the action, each at most 0.999.
+
+    Args:
+        num_steps: T.
+        offset: c, makes the first steps longer.
+
+    Returns:
+        Schedule with Equation (eq-diffusion-cosine) of the chapter.
+    """
+    share = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)
+    left = np.cos(share * np.pi / 2) ** 2
+    return schedule_of(np.minimum(1 - left[1:] / left[:-1], 0.999))
 
 
 def perturb(

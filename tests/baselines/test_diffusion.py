@@ -10,6 +10,7 @@ from som.baselines.diffusion import (
     DiffusionAgent,
     DiffusionConfig,
     clean,
+    cosine_schedule,
     linear_schedule,
     perturb,
     posterior,
@@ -42,6 +43,18 @@ def test_schedules_against_products_and_the_sde():
     np.testing.assert_allclose(vp.std, sde.std(times), rtol=1e-5)
     for schedule in (linear, vp):
         assert (schedule.beta[0], schedule.mean[0], schedule.std[0]) == (0, 1, 0)
+
+
+def test_cosine_schedule_by_hand():
+    """Without an offset and T = 2: m^2 = 1, cos^2(pi / 4), and the bound."""
+    schedule = cosine_schedule(2, 0.0)
+    np.testing.assert_allclose(schedule.beta, [0, 0.5, 0.999], rtol=1e-6)
+    np.testing.assert_allclose(schedule.mean**2, [1, 0.5, 0.0005], rtol=1e-5)
+    schedule = cosine_schedule(50)
+    angle = (np.arange(51) / 50 + 0.008) / 1.008 * np.pi / 2
+    left = (np.cos(angle) / np.cos(angle[0])) ** 2
+    np.testing.assert_allclose(schedule.mean[:-1] ** 2, left[:-1], atol=1e-6)
+    assert schedule.beta[-1] == np.float32(0.999) and schedule.mean[-1] > 0
 
 
 @pytest.mark.parametrize("beta", [[0.1, 1.0], [0.0, 0.5], [-0.1], [np.nan]])
