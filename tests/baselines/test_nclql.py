@@ -16,9 +16,9 @@ from som.baselines.nclql import (
     NCLQL,
     LangevinConfig,
     NoisyCritic,
-    langevin_path,
     level_step,
 )
+from som.baselines.qsm import langevin_path
 from som.studies.bandit import fit, with_known_critic
 
 SIZES = {"width": 8, "depth": 1, "batch_size": 4}
@@ -36,7 +36,7 @@ def begin(agent, seed=0):
 def test_walk_by_hand():
     key, start = jax.random.PRNGKey(0), jnp.array([0.2, -0.9])
     sizes = jnp.array([0.04, 0.01])
-    path = langevin_path(lambda a, level: (level + 1) * a, start, sizes, 2, key)
+    path = langevin_path(lambda a, level: (level + 1) * a, start, sizes, key, 2)
     a, points = np.asarray(start), [np.asarray(start)]
     for i, k in enumerate(jax.random.split(key, 4)):
         eta = (0.04, 0.01)[i // 2]
@@ -48,10 +48,9 @@ def test_walk_by_hand():
 
 def test_plain_walk_has_the_variance_of_its_bias():
     eta, kappa = 0.02, 50.0
-    walk = partial(
-        langevin_path, lambda a, _: -kappa * a, jnp.zeros(4000), jnp.array([eta]), 150
-    )
-    spread = jax.jit(walk)(jax.random.PRNGKey(1))[-1].std()
+    walk = partial(langevin_path, lambda a, _: -kappa * a, num_steps=150)
+    start, key = jnp.zeros(4000), jax.random.PRNGKey(1)
+    spread = jax.jit(walk)(start, jnp.array([eta]), key)[-1].std()
     expected = (1 / kappa / (1 - eta * kappa / 4)) ** 0.5
     np.testing.assert_allclose(spread, expected, rtol=0.05)
 

@@ -26,11 +26,11 @@ def test_two_steps_by_hand_clip_included():
     a = np.asarray(start)
     for size, kick in zip((0.5, 0.1), kicks, strict=True):
         a = np.clip(a + size / 2 * (1 - 3 * a) + size**0.5 * np.asarray(kick), -1, 1)
-    path = langevin_path(lambda a: 1 - 3 * a, start, jnp.array([0.5, 0.1]), key)
+    path = langevin_path(lambda a, _: 1 - 3 * a, start, jnp.array([0.5, 0.1]), key)
     assert path.shape == (3, 1, 2)
     np.testing.assert_array_equal(path[0], start)
     np.testing.assert_allclose(path[-1], a, atol=1e-6)
-    always_up = langevin_path(lambda a: 100 + 0 * a, start, jnp.ones(5), key)
+    always_up = langevin_path(lambda a, _: 100 + 0 * a, start, jnp.ones(5), key)
     np.testing.assert_array_equal(always_up[1:], jnp.ones((5, 1, 2)))
 
 
@@ -40,7 +40,7 @@ def test_stationary_variance_of_a_bowl(product):
     k = 400.0
     sizes = jnp.full(150, product / k)
     start = jnp.zeros((4000, 1))
-    walk = jax.jit(partial(langevin_path, lambda a: -k * a))
+    walk = jax.jit(partial(langevin_path, lambda a, _: -k * a))
     path = walk(start, sizes, jax.random.PRNGKey(1))[50::10]
     np.testing.assert_allclose(path.var() * k, 1 / (1 - product / 4), rtol=0.06)
 
@@ -48,7 +48,7 @@ def test_stationary_variance_of_a_bowl(product):
 def test_beyond_the_limit_it_jumps_from_wall_to_wall():
     sizes = jnp.full(30, 8 / 400.0)
     start = jnp.full((50, 1), 0.5)
-    path = langevin_path(lambda a: -400 * a, start, sizes, jax.random.PRNGKey(1))
+    path = langevin_path(lambda a, _: -400 * a, start, sizes, jax.random.PRNGKey(1))
     np.testing.assert_array_equal(jnp.abs(path[-2:]), jnp.ones((2, 50, 1)))
     np.testing.assert_array_equal(path[-1], -path[-2])
 
@@ -57,7 +57,7 @@ def test_path_with_and_without_jit():
     noise, key = jax.random.normal(jax.random.PRNGKey(2), (3, 2)), jax.random.PRNGKey(1)
 
     def path(key):
-        return langevin_path(lambda a: -a, noise, step_sizes(4, 1.0), key)
+        return langevin_path(lambda a, _: -a, noise, step_sizes(4, 1.0), key)
 
     fast = jax.jit(path)(key)
     with jax.disable_jit():
