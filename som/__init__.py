@@ -11,7 +11,14 @@ from som.training.loop import Run, load, resume, train
 
 __all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]
 
-for name in ("agent.som", "baselines.sdac", "baselines.dacer", "baselines.mfp"):
+for name in (
+    "agent.som",
+    "baselines.ppo",
+    "baselines.sac",
+    "baselines.sdac",
+    "baselines.dacer",
+    "baselines.mfp",
+):
     import_module(f"som.{name}")  # enters its class in AGENTS
 for name in ("landscapes", "robustness", "choices"):
     import_module(f"som.studies.{name}")  # enters its studies in STUDIES
