@@ -11,7 +11,8 @@ from som.training.loop import Run, load, resume, train
 
 __all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]
 
-for name in ("agent.som", "baselines.sdac", "baselines.dacer", "baselines.mfp"):
-    import_module(f"som.{name}")  # enters its class in AGENTS
+import_module("som.agent.som")  # each enters its class in AGENTS
+for name in ("dacer", "qvpo", "sdac", "dpmd", "mfp"):
+    import_module(f"som.baselines.{name}")
 for name in ("landscapes", "robustness", "choices"):
     import_module(f"som.studies.{name}")  # enters its studies in STUDIES

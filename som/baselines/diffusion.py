@@ -8,6 +8,7 @@ __all__ = [
     "schedule_of",
     "linear_schedule",
     "vp_schedule",
+    "cosine_schedule",
     "perturb",
     "Denoiser",
     "posterior",
@@ -74,6 +75,13 @@ def vp_schedule(
     times = np.linspace(0, 1, num_steps + 1)
     integral = VP(beta_min, beta_max).integral(times)
     return schedule_of(-np.expm1(-np.diff(integral)))
+
+
+def cosine_schedule(num_steps: int, offset: float = 0.008) -> Schedule:
+    """Steps whose m_n^2 follows a squared cosine, at most 0.999 each."""
+    times = np.linspace(0, 1, num_steps + 1)
+    left = np.cos((times + offset) / (1 + offset) * np.pi / 2) ** 2
+    return schedule_of(np.minimum(1 - left[1:] / left[:-1], 0.999))
 
 
 def perturb(
