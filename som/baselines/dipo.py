@@ -72,20 +72,20 @@ def climb(
 
 # %% Imitating
 def denoising_error(
-    agent: DiffusionAgent, policy, observation, a_0: Float[Array, "B A"], key
-) -> Float[Array, "B"]:
+    agent: DiffusionAgent, policy, observation, a_0: Float[Array, "*B A"], key
+) -> Float[Array, "*B"]:
     """Squared error of the noise that the denoiser sees, row by row.
 
     Args:
         agent: its denoiser, schedule and number of steps are used.
         policy: parameters of the denoiser.
-        observation: [B, O].
+        observation: states, of shapes that broadcast with the rows.
         a_0: actions to imitate.
         key: random key of steps and noises.
     """
     k_step, k_noise = jax.random.split(key)
     last = agent.config.num_steps
-    step = jax.random.randint(k_step, (len(a_0),), 1, last + 1)
+    step = jax.random.randint(k_step, a_0.shape[:-1], 1, last + 1)
     noise = jax.random.normal(k_noise, a_0.shape)
     a_n = perturb(agent.schedule, a_0, step, noise)
     seen = agent.denoiser.apply(policy, a_n, step, observation)

@@ -117,9 +117,5 @@ class MFP(OneStep):
         rows = jax.vmap(row)(batch.observation, a_star, noise, r, t)
         return jnp.mean(rows)
 
-    def alpha_loss(self, log_alpha, state, batch: Transition, key) -> Array:
-        """Zero: there is no noise whose size a temperature could set."""
-        return 0.0 * log_alpha
-
 
 AGENTS["mfp"] = MFP

@@ -4,7 +4,6 @@ Exported by tools/export.py from book/baselines/nclql.md; edit the chapter.
 """
 
 __all__ = [
-    "langevin_path",
     "NoisyCritic",
     "LangevinConfig",
     "LAPTOP",
@@ -15,7 +14,6 @@ __all__ = [
 ]
 
 # %% Imports
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -38,41 +36,8 @@ from som.agent.actor_critic import (
 )
 from som.agent.critic import Transition, polyak
 from som.agent.networks import MLP, TimeEmbedding
+from som.baselines.qsm import langevin_path
 from som.theory.probability_flow import unit_rescale
-
-
-# %% Walking to a Boltzmann policy
-def langevin_path(
-    drift: Callable,
-    start: Float[Array, "*B A"],
-    sizes: Float[Array, "L"],
-    num_steps: int,
-    key: jax.Array,
-) -> Float[Array, "N *B A"]:
-    """The Langevin chain in the box [-1, 1]^A, all of its points.
-
-    Args:
-        drift: gradient of the energy, (a [..., A], level) -> [..., A].
-        start: where the chain starts, [..., A].
-        sizes: eta, the step size of each level.
-        num_steps: T, steps per level.
-        key: random key of the noise.
-
-    Returns:
-        Start and every step after it, [L T + 1, ..., A].
-    """
-
-    def step(a, level_and_key):
-        level, key = level_and_key
-        eta, z = sizes[level], jax.random.normal(key, a.shape)
-        a = a + eta / 2 * drift(a, level) + jnp.sqrt(eta) * z
-        a = jnp.clip(a, -1, 1)
-        return a, a
-
-    levels = jnp.repeat(jnp.arange(len(sizes)), num_steps)
-    keys = jax.random.split(key, len(levels))
-    path = jax.lax.scan(step, start, (levels, keys))[1]
-    return jnp.concatenate([start[None], path])
 
 
 # %% The critic that knows its level
@@ -246,7 +211,7 @@ class Langevin(ActorCritic):
 
         start = 2 * jax.scipy.special.ndtr(noise) - 1
         sizes = config.step_size * (sigmas / sigmas[-1]) ** 2
-        return langevin_path(drift, start, sizes, config.num_steps, key)
+        return langevin_path(drift, start, sizes, key, config.num_steps)
 
     def next_action(self, state, observation, key) -> Array:
         """Where a walk on the online critics ends, [B, A]."""

@@ -39,31 +39,35 @@ def step_sizes(num_steps: int, first_step: float) -> Float[Array, "T"]:
 
 def langevin_path(
     score: Callable,
-    noise: Float[Array, "*B A"],
-    sizes: Float[Array, "T"],
+    start: Float[Array, "*B A"],
+    sizes: Float[Array, "L"],
     key: jax.Array,
+    num_steps: int = 1,
 ) -> Float[Array, "N *B A"]:
     """Clipped Langevin steps along a score, all points of the way.
 
     Args:
-        score: maps actions [..., A] to [..., A].
-        noise: where the walk starts.
-        sizes: delta of each step, the variance of its noise.
+        score: (actions [..., A], level) -> [..., A].
+        start: where the walk begins, [..., A].
+        sizes: delta of each level, the variance of a step's noise.
         key: random key of that noise.
+        num_steps: steps on each level.
 
     Returns:
-        The start and the end of every step, [T + 1, ..., A].
+        The start and the end of every step, [L num_steps + 1, ..., A].
     """
 
-    def move(a, size_and_key):
-        size, key = size_and_key
-        kick = jnp.sqrt(size) * jax.random.normal(key, a.shape)
-        a = jnp.clip(a + size / 2 * score(a) + kick, -1, 1)
+    def move(a, level_and_key):
+        level, key = level_and_key
+        size, z = sizes[level], jax.random.normal(key, a.shape)
+        a = a + size / 2 * score(a, level) + jnp.sqrt(size) * z
+        a = jnp.clip(a, -1, 1)
         return a, a
 
-    keys = jax.random.split(key, len(sizes))
-    path = jax.lax.scan(move, noise, (sizes, keys))[1]
-    return jnp.concatenate([noise[None], path])
+    levels = jnp.repeat(jnp.arange(len(sizes)), num_steps)
+    keys = jax.random.split(key, len(levels))
+    path = jax.lax.scan(move, start, (levels, keys))[1]
+    return jnp.concatenate([start[None], path])
 
 
 # %% The agent
@@ -131,7 +135,7 @@ class QSM(ActorCritic):
     def transport(self, policy, noise, observation, key) -> Array:
         """The Langevin walk, [T + 1, ..., A]."""
         sizes = step_sizes(self.config.num_steps, self.config.first_step)
-        score = lambda a: self.score_net.apply(policy, observation, a)
+        score = lambda a, _: self.score_net.apply(policy, observation, a)
         return langevin_path(score, noise, sizes, key)
 
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:

@@ -5,6 +5,8 @@ Exported by tools/export.py from book/baselines/sdac.md; edit the chapter.
 
 __all__ = [
     "weighted_noise",
+    "ReweightedConfig",
+    "Reweighted",
     "SDACConfig",
     "policy_loss",
     "SDAC",
@@ -60,14 +62,35 @@ def weighted_noise(
 
 # %% The agent
 @dataclass(frozen=True)
-class SDACConfig(DiffusionConfig):
-    """Settings of SDAC; defaults are Table 3 of the paper."""
+class ReweightedConfig(DiffusionConfig):
+    """Settings that SDAC and DPMD share."""
 
     distributional: bool = False  # critics predict a std beside the mean
-    num_samples: int = 64  # K, guesses at the action behind a noised one
-    q_factor: float = 5.0  # kappa: lambda = kappa / alpha
     beta_scale: float = 0.8  # factor of the linear schedule
     start_std: float = 0.5  # deviation of the noise the chain starts from
+
+
+@dataclass(frozen=True)
+class Reweighted(DiffusionAgent):
+    """A chain that learns by reweighted score matching; left blank is how."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The linear schedule, scaled."""
+        return linear_schedule(self.config.num_steps, self.config.beta_scale)
+
+    @property
+    def prior_std(self) -> float:
+        """Deviation of the noise that the chain starts from."""
+        return self.config.start_std
+
+
+@dataclass(frozen=True)
+class SDACConfig(ReweightedConfig):
+    """Settings of SDAC; defaults are Table 3 of the paper."""
+
+    num_samples: int = 64  # K, guesses at the action behind a noised one
+    q_factor: float = 5.0  # kappa: lambda = kappa / alpha
 
 
 def policy_loss(agent: "SDAC", policy, state, batch: Transition, key):
@@ -96,7 +119,7 @@ def policy_loss(agent: "SDAC", policy, state, batch: Transition, key):
 
 
 @dataclass(frozen=True)
-class SDAC(DiffusionAgent):
+class SDAC(Reweighted):
     """Soft diffusion actor-critic (Ma et al., 2025).
 
     Args:
@@ -116,16 +139,6 @@ class SDAC(DiffusionAgent):
             q_factor=50.0,
         ),
     }
-
-    @property
-    def schedule(self) -> Schedule:
-        """The linear schedule, scaled."""
-        return linear_schedule(self.config.num_steps, self.config.beta_scale)
-
-    @property
-    def prior_std(self) -> float:
-        """Deviation of the noise that the chain starts from."""
-        return self.config.start_std
 
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:
         """The loss of the denoiser against the critic of the last update."""
