@@ -15,3 +15,4 @@ for name in ("agent.som", "baselines.sdac", "baselines.dacer", "baselines.mfp"):
     import_module(f"som.{name}")  # enters its class in AGENTS
 for name in ("landscapes", "robustness", "choices"):
     import_module(f"som.studies.{name}")  # enters its studies in STUDIES
+import_module("som.mujoco.speed")  # enters its benchmarks in BENCHMARKS
