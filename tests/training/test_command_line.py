@@ -15,23 +15,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from som.agent.actor_critic import AGENTS
 from som.training import command_line
 from som.training.command_line import (
     ProgressLine,
-    action_times,
     choose_renderer,
     count,
     film,
-    loop_speed,
     main,
     medians,
     override,
     parser,
-    physics_speeds,
     seed_list,
-    update_times,
 )
-from som.training.records import read_metadata
+from som.training.records import read_metadata, read_record
 
 TASK = "InvertedDoublePendulum-v4"
 TINY = [
@@ -408,7 +405,7 @@ def test_ctrl_c_keeps_what_is_saved(tmp_path):
     assert read_metadata(out / "checkpoint.npz")
 
 
-# Benchmark
+# Studies
 
 
 class Toy:
@@ -456,22 +453,57 @@ def test_medians_are_of_the_right_call():
     assert times["quick"] < 0.01 < times["slow"] < 1.0
 
 
-SMALLEST = {
-    "width": 4, "depth": 1, "batch_size": 4, "num_samples": 2, "num_particles": 2,
-    "estimator": "box", "target": "jvp",
-}  # fmt: skip
+# Benchmark
 
 
-def test_benchmark_of_updates_actions_and_physics():
-    result = update_times("laptop", 1, **SMALLEST, chunk=1)
-    assert all(value > 0 for value in result.values())
-    assert set(physics_speeds([TASK], 1, num_envs=2, steps=3)) == {TASK}
-    actions = action_times(1, width=4, depth=1)
-    assert set(actions) == {"N=1 ms", "N=32 ms"} and min(actions.values()) > 0
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Two benchmarks that only tell what they were asked."""
+
+    def machine(repeats):
+        yield "one", {"a": float(repeats), "b": 1e-5}
+        yield "two", {"c": 1234.5}
+
+    def algorithms(repeats, names):
+        yield "times", {name: float(repeats) for name in names}
+
+    both = {"machine": machine, "algorithms": algorithms}
+    monkeypatch.setattr(command_line, "BENCHMARKS", both)
 
 
-def test_benchmark_of_the_loop():
-    small = {"chunk_steps": 10, "capacity": 10_000}
-    result = loop_speed(1, TASK, **SMALLEST, **small)
-    assert result["steps per second"] > 0 and result["update ms"] > 0
-    assert result["temporary MiB"] < result["buffer MiB"]
+def test_benchmark_prints_and_records(benchmarks, tmp_path, capsys):
+    path = tmp_path / "new" / "record.json"
+    assert main(["benchmark", "--repeats", "3", "--json", str(path)]) == 0
+    text = capsys.readouterr().out
+    for shown in ("medians of 3", "3.000", "1.0e-05", "1,23", f"written to {path}"):
+        assert shown in text
+    record = read_record(path)
+    assert record["repeats"] == 3 and record["provenance"]["cores"] > 0
+    assert record["tables"] == {"one": {"a": 3.0, "b": 1e-5}, "two": {"c": 1234.5}}
+
+
+def test_benchmark_keeps_what_was_measured_before_a_failure(
+    benchmarks, tmp_path, capsys, monkeypatch
+):
+    def fails(repeats):
+        yield "one", {"a": 1.0}
+        raise MemoryError("too large")
+
+    monkeypatch.setitem(command_line.BENCHMARKS, "machine", fails)
+    path = tmp_path / "record.json"
+    assert main(["benchmark", "--json", str(path)]) == 1
+    assert read_record(path)["tables"] == {"one": {"a": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("algos", "names"),
+    [("som", {"som"}), ("mfp, som", {"mfp", "som"}), ("all", set(AGENTS))],
+)
+def test_benchmark_of_algorithms(benchmarks, tmp_path, algos, names):
+    path = tmp_path / "record.json"
+    assert main(["benchmark", "--algos", algos, "--json", str(path)]) == 0
+    assert set(read_record(path)["tables"]["times"]) == names
+
+
+def test_benchmark_of_an_unknown_algorithm(benchmarks, capsys):
+    assert "did you mean 'som'" in refused(capsys, ["benchmark", "--algos", "sum"])
