@@ -429,7 +429,7 @@ def loop_speed(
         Steps per second, milliseconds, share of the updates' time, MiB.
     """
     schedule = {
-        **dataclasses.asdict(loop.LOOPS["laptop"]), "warmup": 1
+        **dataclasses.asdict(loop.LAPTOP), "warmup": 1
     }  # fmt: skip
     schedule |= {k: v for k, v in overrides.items() if k in schedule}
     agent = {k: v for k, v in overrides.items() if k not in schedule}

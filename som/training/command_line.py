@@ -299,9 +299,8 @@ def _console() -> Console:
 
 def _train(args: argparse.Namespace) -> None:
     kind: Any = AGENTS[closest(args.algo, AGENTS, "algorithm")]
-    usable = [name for name in kind.profiles if name in loop.LOOPS]
-    profile = closest(args.profile, usable, "profile")
-    configs = kind.profiles[profile], loop.LOOPS[profile]
+    profile = closest(args.profile, loop.profiles(kind), "profile")
+    configs = kind.profiles[profile], loop.schedule(kind, profile)
     given = dict(override(text, *configs) for text in args.overrides)
     wanted = loop.make_config(
         args.algo, args.env, args.steps, args.seeds, profile, given
