@@ -53,12 +53,17 @@ def batch_for(agent):
     return split
 
 
+@partial(jax.jit, static_argnums=0)
+def update(agent, state, batch, key):
+    return agent.update(state, batch, key)
+
+
 def learn(agent, updates, key=KEY):
-    state = agent.init(key)
+    state = jax.jit(agent.init)(key)
     metrics = {}
     for i in range(updates):
         key = jax.random.PRNGKey(i)
-        state, metrics = jax.jit(agent.update)(state, batch_for(agent), key)
+        state, metrics = update(agent, state, batch_for(agent), key)
     return state, metrics
 
 
@@ -75,7 +80,7 @@ def test_actions_have_their_shape_and_stay_in_the_box(name):
     for shape in ((3,), (7, 3)):
         s = 3 * jax.random.normal(KEY, shape)
         for explore in (False, True):
-            action = agent.act(state, s, KEY, explore)
+            action = jax.jit(partial(agent.act, explore=explore))(state, s, KEY)
             assert action.shape == (*shape[:-1], 2)
             assert np.all(np.isfinite(action))
             # PPO's density is that of the sample before the environment clips it.
@@ -109,7 +114,7 @@ def test_jit_changes_nothing(name):
     state, batch = agent.init(KEY), batch_for(agent)
     with jax.disable_jit():
         plain = agent.update(state, batch, KEY)
-    compiled = jax.jit(agent.update)(state, batch, KEY)
+    compiled = update(agent, state, batch, KEY)
     assert_same(plain, compiled, rtol=2e-3, atol=2e-5)
 
 
@@ -120,12 +125,13 @@ def test_seeds_side_by_side_are_seeds_alone(name):
     twice = jax.tree.map(lambda x: jnp.stack([x, x]), batch)
     keys = jax.random.split(KEY, 2)
     axes = loop.seed_axes(both)
-    together, _ = jax.vmap(agent.update, (axes, 0, 0), (axes, 0))(both, twice, keys)
+    every = jax.jit(jax.vmap(agent.update, (axes, 0, 0), (axes, 0)))
+    together, _ = every(both, twice, keys)
     for i in range(2):
         alone = loop.init_seeds(agent, (i,))
         alone = jax.tree.map(lambda x: x[0], alone._replace(step=()))
         alone = alone._replace(step=jnp.zeros((), jnp.int32))
-        expected, _ = agent.update(alone, batch, keys[i])
+        expected, _ = update(agent, alone, batch, keys[i])
         got = jax.tree.map(lambda x, i=i: x[i], together._replace(step=()))
         assert_same(got, expected._replace(step=()), rtol=2e-3, atol=2e-5)
 
