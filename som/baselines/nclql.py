@@ -294,4 +294,4 @@ class NCLQL(Langevin):
     }
 
 
-AGENTS["lql"], AGENTS["nclql"] = LQL, NCLQL
+AGENTS["nclql"], AGENTS["lql"] = NCLQL, LQL

@@ -582,7 +582,7 @@ def parity_title() -> str:
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
     """Compile anew even what the disk holds compiled."""
-    used = jax.config.read("jax_enable_compilation_cache")
+    used = jax.config.jax_enable_compilation_cache  # type: ignore
     try:
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()

@@ -131,9 +131,9 @@ def test_no_noise_and_no_temperature(start):
 
 def test_a_quadratic_bandit_is_learned_twice_the_same():
     agent = make_agent(
-        "qvpo", 2, 2, width=32, depth=2, num_steps=5, batch_size=64, num_samples=8,
-        num_particles=4, discount=0.0, reward_scale=1.0, actor_lr=3e-3,
-        critic_lr=3e-3, tau=0.05, entropy_steps=500,
+        "qvpo", 2, 2, width=32, depth=2, num_steps=5, batch_size=64, num_samples=4,
+        num_uniform=2, num_particles=4, discount=0.0, reward_scale=1.0,
+        actor_lr=3e-3, critic_lr=3e-3, tau=0.05, entropy_steps=500,
     )  # fmt: skip
 
     def body(state, key):

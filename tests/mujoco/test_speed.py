@@ -34,9 +34,17 @@ from som.training.command_line import BENCHMARKS
 TASK = "InvertedDoublePendulum-v4"
 SMALLEST = {
     "width": 4, "depth": 1, "batch_size": 4, "num_samples": 2, "num_particles": 2,
-    "estimator": "box", "target": "jvp", "chunk": 1,
+    "estimator": "box", "target": "jvp", "chunk": 1, "discount": 0.0,
 }  # fmt: skip
 TINY = make_agent("som", 17, 6, "paper", **SMALLEST)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_in_haste():
+    """Programs that run once are not worth optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def with_config(**changes):
@@ -152,7 +160,7 @@ def test_kernels_are_named_and_sum_to_a_whole():
 
 
 def test_benchmark_of_updates_actions_and_physics():
-    result = update_times("laptop", 1, **SMALLEST)
+    result = update_times("paper", 1, **SMALLEST)
     assert all(value > 0 for value in result.values())
     assert set(physics_speeds([TASK], 1, num_envs=2, steps=3)) == {TASK}
     actions = action_times(1, width=4, depth=1)
@@ -188,10 +196,30 @@ def test_algorithms_leave_out_on_policy_updates(monkeypatch):
     monkeypatch.setattr(speed, "AGENTS", agents)
     for module in ("som.agent.actor_critic.AGENTS", "som.training.loop.AGENTS"):
         monkeypatch.setattr(module, agents)
-    tiny = {"width": 4, "depth": 1, "batch_size": 4, "num_particles": 2}
+    tiny = {"width": 4, "depth": 1, "batch_size": 4, "discount": 0.0}
     tables = dict(algorithms(1, ["mfp", "ppo"], **tiny))
     assert [set(rows) for rows in tables.values()] == [
         {"mfp"}, {"mfp"}, {"mfp", "ppo"},
     ]  # fmt: skip
     assert all(value > 0 for rows in tables.values() for value in rows.values())
-    assert jax.config.read("jax_enable_compilation_cache")
+    assert jax.config.jax_enable_compilation_cache
+
+
+def test_machine_yields_the_tables_that_the_chapter_reads(monkeypatch):
+    row = {"x": 1.0}
+    for name in (
+        "peaks", "update_times", "parts", "kernels", "action_times",
+        "physics_speeds", "loop_speed", "parity",
+    ):  # fmt: skip
+        monkeypatch.setattr(speed, name, lambda *_, **__: row)
+    monkeypatch.setattr(speed, "cycle", lambda agent: (None, 1))
+    monkeypatch.setattr(speed, "growth", lambda _: dict.fromkeys(speed.AXES, row))
+    tables = dict(speed.machine(1))
+    assert all(rows == row for rows in tables.values())
+    assert set(tables) >= {
+        "the machine",
+        "one update, paper profile, HalfCheetah's sizes",
+        "one action, paper profile",
+        parity_title(),
+        *(f"ms per update against {axis}" for axis in speed.AXES),
+    }
