@@ -8,6 +8,7 @@ __all__ = [
     "seed_list",
     "override",
     "ProgressLine",
+    "names",
     "choose_renderer",
     "film",
     "medians",
@@ -53,7 +54,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from som.agent.critic import Transition
 from som.agent.actor_critic import AGENTS, closest, make_agent
 from som.agent.som import flow_velocity
-from som.training import environments, loop
+from som.training import environments, loop, sweep
 from som.training.records import (
     bootstrap_ci,
     curve_arrays,
@@ -339,6 +340,42 @@ def _resume(args: argparse.Namespace) -> None:
         with ProgressLine(steps, _console()) as progress:
             loop.resume(out, progress, args.time_limit)
     _report(out)
+
+
+# %% Many runs
+def names(text: str) -> list[str]:
+    """Read names with commas between them: `som,sdac`.
+
+    Args:
+        text: what was typed.
+    """
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    algos = list(AGENTS) if args.algos == ["all"] else args.algos
+    envs = list(environments.TASKS) if args.envs == ["all"] else args.envs
+    known = [c for algo in algos for c in sweep.defaults(algo, args.profile)]
+    given = dict(override(text, *known) for text in args.overrides)
+    jobs = sweep.plan(
+        algos, envs, args.seeds, args.out, args.steps, args.profile, **given
+    )
+    ended = sum(map(sweep.has_ended, jobs))
+    print(f"{len(jobs)} runs, {ended} of them ended before")
+    total = sum(job.config["steps"] for job in jobs)
+    with ProgressLine(total, _console()) as line:
+
+        def tell(done: int, status: str) -> None:
+            line.result = f"{status}  "
+            line(done, {})
+
+        if args.ray:
+            sweep.on_ray(jobs, args.ray, args.cpus, args.gpus, tell)
+        else:
+            sweep.one_by_one(jobs, tell)
+    print(sweep.table(sweep.save_results(jobs, args.out)))
+    print(f"  curves  {Path(args.out) / 'sweep.png'}")
+    print(f"  record  {Path(args.out) / 'sweep.json'}")
 
 
 # %% How good is it?
@@ -865,6 +902,46 @@ def _add_train(commands: Any) -> None:
            "repeated (default: none)")  # fmt: skip
 
 
+def _add_sweep(commands: Any) -> None:
+    command = commands.add_parser(
+        "sweep",
+        help="train algorithms on tasks with seeds",
+        description="Train algorithms on tasks with seeds, one run for "
+        "each combination; typed again, go on with what is unfinished.",
+    )
+    command.set_defaults(run=_sweep)
+    option = command.add_argument
+    option("--algos", type=names, default=["all"], metavar="NAMES",
+           help=f"algorithms with commas, of {', '.join(AGENTS)}; or all "
+           "(default: all)")  # fmt: skip
+    option("--envs", type=names, default=["all"], metavar="IDS",
+           help="Gymnasium tasks with commas; or all, the paper's nine "
+           "(default: all)")  # fmt: skip
+    option("--seeds", type=seed_list, default=tuple(range(5)),
+           metavar="SEEDS", help="a number of seeds, or the seeds themselves "
+           "with commas; one run each (default: 5)")  # fmt: skip
+    option("--steps", type=count, metavar="N",
+           help="environment steps of each run (default: 50 000 for the "
+           "profile laptop; else the paper's 1e6 or 5e6)")  # fmt: skip
+    option("--profile", default="laptop", metavar="NAME",
+           help="set of hyper-parameters: laptop, paper or paper-literal "
+           "(default: laptop)")  # fmt: skip
+    option("--out", default="runs/sweep", metavar="DIR",
+           help="folder of the sweep; runs are in DIR/TASK/ALGORITHM/SEED "
+           "(default: runs/sweep)")  # fmt: skip
+    option("--ray", metavar="ADDRESS",
+           help="run on Ray: local starts one on this machine, auto finds "
+           "the one that runs here, else HOST:PORT (default: without Ray, "
+           "one run after the other)")  # fmt: skip
+    option("--cpus", type=float, default=1.0, metavar="N",
+           help="cores of each run on Ray (default: 1)")  # fmt: skip
+    option("--gpus", type=float, default=0.0, metavar="N",
+           help="GPUs of each run on Ray, such as 0.2 (default: 0)")  # fmt: skip
+    option("--set", action="append", default=[], metavar="FIELD=VALUE",
+           dest="overrides", help="change one field of every algorithm "
+           "that has it; may be repeated (default: none)")  # fmt: skip
+
+
 def _add_time_limit(command: Any) -> None:
     command.add_argument(
         "--time-limit",
@@ -973,6 +1050,7 @@ def parser() -> argparse.ArgumentParser:
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
     _add_train(commands)
+    _add_sweep(commands)
     resume = commands.add_parser(
         "resume",
         help="continue an interrupted run",
@@ -1021,6 +1099,8 @@ def _interrupted(args: argparse.Namespace | None) -> str:
     out = getattr(args, "out", None)
     if args and args.command == "study":
         return "interrupted; the same command goes on after the last fit."
+    if args and args.command == "sweep":
+        return "interrupted; the same command goes on from what is saved."
     if args is None or args.command not in ("train", "resume") or not out:
         return "interrupted."
     if not (Path(out) / "checkpoint.npz").exists():
