@@ -8,3 +8,20 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".jax_cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def pytest_configure(config):
+    """Keep the chapters that nbmake runs: the book need not run them again."""
+    if not config.getoption("nbmake", False):
+        return
+    import executed
+    from nbmake import pytest_items
+
+    class KeptRun(pytest_items.NotebookRun):
+        def execute(self):
+            result = super().execute()
+            if result.error is None:
+                executed.keep(self.filename, result.nb)
+            return result
+
+    pytest_items.NotebookRun = KeptRun

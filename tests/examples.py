@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 import flax.linen as nn
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from som.agent.actor_critic import ActorCritic, ActorCriticConfig, q_value
 from som.agent.critic import Transition
@@ -29,12 +31,34 @@ class Climber(ActorCritic):
     profiles = {"laptop": ActorCriticConfig(actor_lr=1e-2)}  # noqa: RUF012
 
     def init_policy(self, key):
-        return nn.Dense(2).init(key, jnp.zeros(2))
+        return nn.Dense(self.action_size).init(key, jnp.zeros(self.action_size))
 
     def transport(self, policy, noise, observation, key):
-        return jnp.stack([noise, nn.Dense(2).apply(policy, noise)])
+        move = nn.Dense(self.action_size)
+        return jnp.stack([noise, move.apply(policy, noise)])
 
     def policy_loss(self, policy, state, batch, key):
         noise = jax.random.normal(key, batch.action.shape)
         a = self.transport(policy, noise, batch.observation, key)[-1]
         return -jnp.mean(q_value(self, state.critic, batch.observation, a))
+
+
+class Cart(gym.Env):
+    """Bring a cart on a line to rest at the origin, in 20 steps."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(-1, 1, 2)
+        return np.float32(self.state), {}
+
+    def step(self, action):
+        x, v = self.state
+        v = 0.8 * v + 0.2 * float(action[0])
+        self.state = np.array([np.clip(x + 0.4 * v, -3, 3), v])
+        return np.float32(self.state), -float(x * x), False, False, {}
+
+
+gym.register("Cart-v0", entry_point=Cart, max_episode_steps=20)

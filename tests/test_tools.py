@@ -6,10 +6,13 @@ from pathlib import Path
 
 import book_extension
 import browser
+import executed
 import export
+import nbformat
 import notebooks
 import pytest
 from format_cells import format_chapter
+from jupyter_cache import get_cache
 
 HEADER = """\
 ---
@@ -229,17 +232,40 @@ $$
 
 
 def test_cache_key_follows_package_and_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(book_extension, "ROOT", tmp_path)
+    monkeypatch.setattr(executed, "ROOT", tmp_path)
     for name in ("som/theory/sde.py", "book/results/run.json", "book/theory/sde.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("1")
-    keys = [book_extension.digest()]
+    keys = [executed.digest()]
     for name in ("som/theory/sde.py", "book/results/run.json"):
         (tmp_path / name).write_text("2")
-        keys.append(book_extension.digest())
-    assert len(set(keys)) == 3
+        keys.append(executed.digest())
+    monkeypatch.setenv("SOM_SCALE", "full")
+    keys.append(executed.digest())
+    assert len(set(keys)) == 4
     (tmp_path / "book/theory/sde.md").write_text("2")
-    assert book_extension.digest() == keys[-1]
+    assert executed.digest() == keys[-1]
+
+
+def test_a_chapter_that_pytest_ran_is_not_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(executed, "ROOT", tmp_path)
+    monkeypatch.setattr(executed, "KEPT", tmp_path / ".executed")
+    output = nbformat.v4.new_output("stream", name="stdout", text="3\n")
+    cell = nbformat.v4.new_code_cell("print(3)", execution_count=1, outputs=[output])
+    cell.metadata["execution"] = {"iopub.status.busy": "today"}
+    executed.keep(tmp_path / "book/a.ipynb", nbformat.v4.new_notebook(cells=[cell]))
+    stale = tmp_path / ".executed/0123456789abcdef"
+    stale.mkdir()
+
+    cache = get_cache(tmp_path / "cache")
+    executed.give(cache)
+    assert not stale.exists()
+    fresh = nbformat.v4.new_code_cell("print(3)")
+    _, merged = cache.merge_match_into_notebook(nbformat.v4.new_notebook(cells=[fresh]))
+    assert merged.cells[0].outputs[0].text == "3\n"
+    edited = nbformat.v4.new_code_cell("print(1 + 2)")
+    with pytest.raises(KeyError):
+        cache.match_cache_notebook(nbformat.v4.new_notebook(cells=[edited]))
 
 
 def test_signatures_on_the_api_page_keep_their_shapes():

@@ -6,7 +6,6 @@ Chapters run again when the package or a recorded run changes.
 """
 
 import ast
-import hashlib
 import importlib
 import inspect
 import sys
@@ -15,31 +14,24 @@ from pathlib import Path
 
 import yaml
 from docutils import nodes
+from jupyter_cache import get_cache
 from sphinx import addnodes
 from sphinx.pycode import ModuleAnalyzer
 
 sys.path.insert(0, str(Path(__file__).parent))
+import executed
 from export import public_names
 
 ROOT = Path(__file__).resolve().parents[1]
 API = "book/api"
 
 
-def digest():
-    """Hash what a chapter reads beside its own text: the package and the records."""
-    files = [*ROOT.glob("som/**/*.py"), *ROOT.glob("book/results/**/*")]
-    total = hashlib.sha256()
-    for path in sorted(f for f in files if f.is_file()):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        total.update(f"{path.relative_to(ROOT)} {content}\n".encode())
-    return total.hexdigest()[:16]
-
-
 def key_cache(app, config):
     """Give each state of package and records its own folder of executed chapters."""
-    config.som_digest = digest()
+    config.som_digest = executed.digest()
     cache = Path(app.outdir).parent / ".jupyter_cache" / config.som_digest
     config.nb_execution_cache_path = str(cache)
+    executed.give(get_cache(cache))
 
 
 def module_of(docname):

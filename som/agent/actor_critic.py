@@ -6,6 +6,7 @@ Exported by tools/export.py from book/agent/actor_critic.md; edit the chapter.
 __all__ = [
     "ActorCriticConfig",
     "LAPTOP_SIZES",
+    "BASELINE_LOOPS",
     "ActorCriticState",
     "candidates",
     "q_value",
@@ -85,6 +86,9 @@ LAPTOP_SIZES: dict[str, Any] = {
     "initial_alpha": 1.0,
 }  # what every agent's profile `laptop` changes
 
+BASELINE_LOOPS: dict[str, dict[str, Any]] = {"paper": {"warmup": 30_000}}
+"""Table 3 of the paper: its baselines begin to learn before SOM does."""
+
 
 # %% The state
 class ActorCriticState(NamedTuple):
@@ -146,21 +150,11 @@ def add_noise(
 def critic_step(agent: "ActorCritic", state, batch: Transition, key):
     """One Adam step of the twin critics towards the best-of-N target."""
     config = agent.config
-    k_action, k_noise, k_target = jax.random.split(key, 3)
+    k_next, k_target = jax.random.split(key)
     if config.discount == 0:  # a bandit: nothing follows
         next_mean = next_std = jnp.zeros((len(batch.reward), 2))
     else:
-        action = best_of_n(
-            agent,
-            state.policy,
-            state.critic,
-            batch.next_observation,
-            k_action,
-        )
-        action = add_noise(agent, action, state.log_alpha, k_noise)
-        next_mean, next_std = agent.critic_net.apply(
-            state.target_critic, batch.next_observation, action
-        )
+        next_mean, next_std = agent.next_value(state, batch, k_next)
     target = td_target(
         k_target,
         config.reward_scale * batch.reward,
@@ -229,6 +223,9 @@ class ActorCritic:
     action_size: int
 
     profiles: ClassVar[dict[str, Any]] = {}  # configs by name
+    loops: ClassVar[dict[str, dict[str, Any]]] = {}  # see training/loop
+    on_policy: ClassVar[bool] = False  # learns from its latest steps only
+    rewrites: ClassVar[bool] = False  # guides are kept in the replay
     prior_std: ClassVar[Any] = 1.0  # deviation of the noise that is carried
     learning_only: ClassVar[tuple[str, ...]] = (
         "target_critic",
@@ -258,6 +255,24 @@ class ActorCritic:
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:
         """What the policy minimises on a batch of transitions, a scalar."""
         raise NotImplementedError
+
+    def next_action(self, state, observation, key) -> Array:
+        """The action whose value the Bellman target takes, [B, A]."""
+        k_action, k_noise = jax.random.split(key)
+        action = best_of_n(
+            self, state.policy, state.critic, observation, k_action
+        )
+        return add_noise(self, action, state.log_alpha, k_noise)
+
+    def next_value(self, state, batch: Transition, key):
+        """Mean and std of the value of what follows, [B, 2] each."""
+        s = batch.next_observation
+        action = self.next_action(state, s, key)
+        return self.critic_net.apply(state.target_critic, s, action)
+
+    def revise(self, state, batch: Transition) -> Transition:
+        """The batch with better guides, before an update uses it."""
+        return batch
 
     def alpha_loss(self, log_alpha, state, batch: Transition, key) -> Array:
         """What the temperature minimises, a scalar.

@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 # %% Imports
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ class Transition(NamedTuple):
 
     observation [..., O], action [..., A] in [-1, 1], reward [...],
     terminated [...] (1 where the episode truly ended, 0 at time limits),
-    next_observation [..., O].
+    next_observation [..., O]. A guide [..., A] is there for agents that
+    keep a better action beside the one that was taken.
     """
 
     observation: Float[Array, "... O"]
@@ -35,6 +36,7 @@ class Transition(NamedTuple):
     reward: Float[Array, "..."]
     terminated: Float[Array, "..."]
     next_observation: Float[Array, "... O"]
+    guide: Any = ()
 
 
 # %% Why a distribution

@@ -21,7 +21,7 @@ __all__ = [
 # %% Imports
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from som.agent.actor_critic import (
+    BASELINE_LOOPS,
     LAPTOP_SIZES,
     ActorCritic,
     ActorCriticConfig,
@@ -205,6 +206,8 @@ class DiffusionAgent(ActorCritic):
     """
 
     config: Any
+
+    loops: ClassVar[dict[str, dict[str, Any]]] = BASELINE_LOOPS
 
     @property
     def schedule(self) -> Schedule:

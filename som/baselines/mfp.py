@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from som.agent.actor_critic import (
     AGENTS,
+    BASELINE_LOOPS,
     LAPTOP_SIZES,
     ActorCriticConfig,
     best_of_n,
@@ -95,6 +96,7 @@ class MFP(OneStep):
         "paper": MFPConfig(),
         "laptop": LAPTOP,
     }
+    loops: ClassVar[dict[str, dict[str, Any]]] = BASELINE_LOOPS
 
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:
         """The mean of row_loss over the batch's states, towards fresh a*."""

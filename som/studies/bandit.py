@@ -196,6 +196,7 @@ def advance(agent, reward, noise, share, state, keys, updates: int):
     def one(state, key):
         k_query, k_update = jax.random.split(key)
         batch = query(agent, state, reward, noise, share, k_query)
+        batch = agent.revise(state, batch)
         return agent.update(state, batch, k_update)
 
     def body(state, _):
@@ -244,8 +245,13 @@ def fit_seeds(
     if not steps >= 1:
         raise ValueError(f"steps is {steps}; at least 1 is wanted")
     settings = {"discount": 0.0, "reward_scale": 1.0} | overrides
+    kind = AGENTS[closest(algo, AGENTS, "algorithm")]
+    if kind.on_policy:
+        raise ValueError(
+            f"{algo} learns from its own latest actions only; wanted is an "
+            "agent that learns from any"
+        )
     if profile is None:
-        kind = AGENTS[closest(algo, AGENTS, "algorithm")]
         profile = "bandit" if "bandit" in kind.profiles else "laptop"
     agent = make_agent(algo, 1, 2, profile, **settings)
     if known:

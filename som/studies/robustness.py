@@ -63,7 +63,7 @@ def stages(fits: list[Sampler], scape: Landscape, num: int = 200) -> dict:
 STUDIES["robustness"] = Study(
     {
         f"{algo}, {name}": METHODS[algo]
-        | {"landscape": "eight-modes", "steps": 2000}
+        | {"landscape": "eight-modes", "steps": 2500}
         | condition
         for name, condition in CONDITIONS.items()
         for algo in ("som", "sdac", "mfp")

@@ -307,9 +307,8 @@ def _console() -> Console:
 
 def _train(args: argparse.Namespace) -> None:
     kind: Any = AGENTS[closest(args.algo, AGENTS, "algorithm")]
-    usable = [name for name in kind.profiles if name in loop.LOOPS]
-    profile = closest(args.profile, usable, "profile")
-    configs = kind.profiles[profile], loop.LOOPS[profile]
+    profile = closest(args.profile, loop.profiles(kind), "profile")
+    configs = kind.profiles[profile], loop.schedule(kind, profile)
     given = dict(override(text, *configs) for text in args.overrides)
     wanted = loop.make_config(
         args.algo, args.env, args.steps, args.seeds, profile, given
@@ -715,7 +714,7 @@ def loop_speed(
         Steps per second, milliseconds, share of the updates' time, MiB.
     """
     schedule = {
-        **dataclasses.asdict(loop.LOOPS["laptop"]), "warmup": 1
+        **dataclasses.asdict(loop.LAPTOP), "warmup": 1
     }  # fmt: skip
     schedule |= {k: v for k, v in overrides.items() if k in schedule}
     agent = {k: v for k, v in overrides.items() if k not in schedule}

@@ -5,7 +5,9 @@ Exported by tools/export.py from book/training/loop.md; edit the chapter.
 
 __all__ = [
     "LoopConfig",
-    "LOOPS",
+    "LAPTOP",
+    "profiles",
+    "schedule",
     "INIT",
     "ACT",
     "LEARN",
@@ -14,6 +16,7 @@ __all__ = [
     "init_seeds",
     "fold",
     "learn",
+    "learn_on_policy",
     "store",
     "acting",
     "act",
@@ -116,18 +119,27 @@ class LoopConfig:
         return max(1, round(steps * self.updates_per_step))
 
 
-LOOPS = {
-    "paper": LoopConfig(),
-    "paper-literal": LoopConfig(),
-    "laptop": LoopConfig(
-        warmup=5_000,
-        capacity=300_000,
-        updates_per_step=0.4,
-        evaluations=12,
-        checkpoint_seconds=60.0,
-    ),
-}
-"""Schedules by the name of their profile."""
+LAPTOP = LoopConfig(
+    warmup=5_000,
+    capacity=300_000,
+    updates_per_step=0.4,
+    evaluations=12,
+    checkpoint_seconds=60.0,
+)
+
+
+def profiles(kind) -> list[str]:
+    """The profiles with which an agent's class learns a task."""
+    return [name for name in kind.profiles if name != "bandit"]
+
+
+def schedule(kind, profile: str) -> LoopConfig:
+    """The schedule of an agent's class in one of its profiles.
+
+    It is LAPTOP or else the paper's, with what the class says in its `loops`.
+    """
+    usual = LAPTOP if profile == "laptop" else LoopConfig()
+    return replace(usual, **kind.loops.get(profile, {}))
 
 
 # %% Seeds side by side
@@ -183,17 +195,47 @@ def learn(agent, state, buffer, rows, keys, updates: int):
     axes = seed_axes(state)
 
     def one(state, buffer, key):
-        k_sample, k_update = jax.random.split(key)
-        drawn = replay.sample(buffer, k_sample, agent.config.batch_size)
-        batch = replay.unpack(drawn, agent.action_size)
-        return agent.update(state, batch, k_update)
+        k_draw, k_update = jax.random.split(key)
+        places = replay.draw(buffer, k_draw, agent.config.batch_size)
+        drawn, kept = buffer.rows[places], agent.rewrites
+        batch = replay.unpack(drawn, agent.action_size, kept)
+        batch = agent.revise(state, batch)
+        if kept:
+            width = agent.action_size
+            rows = buffer.rows.at[places, -width:].set(batch.guide)
+            buffer = buffer._replace(rows=rows)
+        state, metrics = agent.update(state, batch, k_update)
+        return state, buffer, metrics
 
-    def body(state, i):
-        now = fold(keys, i)
-        return jax.vmap(one, (axes, 0, 0), (axes, 0))(state, buffer, now)
+    def body(carry, i):
+        every = jax.vmap(one, (axes, 0, 0), (axes, 0, 0))
+        state, buffer, metrics = every(carry[0], carry[1], fold(keys, i))
+        return (state, buffer), metrics
 
-    state, metrics = jax.lax.scan(body, state, jnp.arange(updates))
+    (state, buffer), metrics = jax.lax.scan(
+        body, (state, buffer), jnp.arange(updates)
+    )
     return state, buffer, jax.tree.map(partial(jnp.mean, axis=0), metrics)
+
+
+@partial(jax.jit, static_argnames=("agent", "num_envs"))
+def learn_on_policy(agent, state, rows, keys, num_envs: int):
+    """One update from all the rows of a chunk, in their order.
+
+    Args:
+        agent: the algorithm; its update takes a batch [T, E, ...].
+        state: agent states [S, ...].
+        rows: packed transitions [S, n, D], n = T E.
+        keys: random keys [S, 2].
+        num_envs: E.
+
+    Returns:
+        state, and metrics [S].
+    """
+    axes, (num, _, width) = seed_axes(state), rows.shape
+    rows = rows.reshape(num, -1, num_envs, width)
+    batch = replay.unpack(rows, agent.action_size)
+    return jax.vmap(agent.update, (axes, 0, 0), (axes, 0))(state, batch, keys)
 
 
 store = jax.jit(jax.vmap(replay.add), donate_argnums=0)
@@ -371,16 +413,23 @@ class Trainer:
         self.curve: list[dict[str, Any]] = []
         self.slices: list[dict[str, Any]] = []  # see "A run in slices"
         self.refilled = 0
-        width = 2 * sizes[0] + sizes[1] + 2
         n = self.loop.vector_steps * self.loop.num_envs
+        width = jax.eval_shape(self._one_buffer).rows.shape[-1]
         self.rows = np.zeros((len(self.seeds), n, width), np.float32)
         self.observation = np.stack([env.reset() for env in self.envs])
         self.learner = ThreadPoolExecutor(1)  # see run_chunk
 
+    def _one_buffer(self):
+        return replay.init(
+            self.loop.capacity,
+            self.agent.observation_size,
+            self.agent.action_size,
+            self.agent.rewrites,
+        )
+
     def empty_buffer(self):
         """Replay buffers of all seeds, [S, ...]."""
-        sizes = self.agent.observation_size, self.agent.action_size
-        one = jax.eval_shape(partial(replay.init, self.loop.capacity, *sizes))
+        one = jax.eval_shape(self._one_buffer)
         return jax.tree.map(
             lambda x: jnp.zeros((len(self.seeds), *x.shape), x.dtype), one
         )
@@ -451,7 +500,10 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
             )
         )
     stacked: Any = (np.stack(part, 1) for part in zip(*moves, strict=True))
-    return replay.pack(Transition(*stacked)).reshape(trainer.rows.shape)
+    taken = Transition(*stacked)
+    if trainer.agent.rewrites:
+        taken = taken._replace(guide=taken.action)
+    return replay.pack(taken).reshape(trainer.rows.shape)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -479,6 +531,8 @@ def run_chunk(trainer: Trainer, buffer):
     Raises:
         FloatingPointError: a metric or a parameter is not finite.
     """
+    if trainer.agent.on_policy:
+        return buffer, _learn_from_this_chunk(trainer)
     before, metrics, job = trainer.state, {}, None
     if trainer.chunk and trainer.steps >= trainer.loop.warmup:
         job = trainer.learner.submit(
@@ -499,6 +553,21 @@ def run_chunk(trainer: Trainer, buffer):
         metrics = jax.device_get(metrics)
         check_finite(trainer, metrics)
     return buffer, metrics
+
+
+def _learn_from_this_chunk(trainer: Trainer) -> dict[str, np.ndarray]:
+    trainer.rows = collect(trainer, trainer.state)
+    trainer.state, metrics = learn_on_policy(
+        trainer.agent,
+        trainer.state,
+        trainer.rows,
+        trainer.key(LEARN, trainer.chunk),
+        trainer.loop.num_envs,
+    )
+    trainer.chunk += 1
+    metrics = jax.device_get(metrics)
+    check_finite(trainer, metrics)
+    return metrics
 
 
 def check_finite(trainer: Trainer, metrics: dict[str, np.ndarray]) -> None:
@@ -584,6 +653,12 @@ def load_checkpoint(trainer: Trainer, path: Path):
 
 
 def _restore(trainer: Trainer, state, envs, metadata) -> None:
+    missing = [name for name in _metadata(trainer) if name not in metadata]
+    if missing:
+        raise records.CheckpointError(
+            f"the checkpoint lacks {', '.join(missing)}: another version of "
+            "som wrote it; begin the run anew"
+        )
     trainer.state = jax.tree.map(jnp.asarray, state)
     pairs = zip(trainer.envs, envs, strict=True)
     trainer.observation = np.stack([env.restore(old) for env, old in pairs])
@@ -955,10 +1030,9 @@ def make_config(
             "to 2147483647 is wanted"
         )
     kind: Any = AGENTS[closest(algo, AGENTS, "algorithm")]
-    usable = [name for name in kind.profiles if name in LOOPS]
-    agent = kind.profiles[closest(profile, usable, "profile")]
-    schedule = LOOPS[profile]
-    own = {f.name for f in fields(schedule)}
+    agent = kind.profiles[closest(profile, profiles(kind), "profile")]
+    usual = schedule(kind, profile)
+    own = {f.name for f in fields(usual)}
     for name in overrides:
         closest(name, own | {f.name for f in fields(agent)}, "setting")
     loop = {k: v for k, v in overrides.items() if k in own}
@@ -969,7 +1043,7 @@ def make_config(
         "seeds": seeds,
         "profile": profile,
         "agent": {k: v for k, v in overrides.items() if k not in own},
-        "loop": asdict(replace(schedule, **loop)),
+        "loop": asdict(replace(usual, **loop)),
     }
 
 

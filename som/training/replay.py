@@ -9,7 +9,7 @@ __all__ = [
     "pack",
     "unpack",
     "add",
-    "sample",
+    "draw",
 ]
 
 # %% Imports
@@ -28,27 +28,34 @@ class Replay(NamedTuple):
     """Ring buffer of transitions, one packed row each, on the device.
 
     rows [C, D] with D = 2 O + A + 2, Equation (eq-replay-width) of the
-    chapter; added counts all rows ever written (below 2^31).
+    chapter, and A more with guides; added counts all rows ever written
+    (below 2^31).
     """
 
     rows: Float[Array, "C D"]
     added: Int[Array, ""]
 
 
-def init(capacity: int, observation_size: int, action_size: int) -> Replay:
+def init(
+    capacity: int,
+    observation_size: int,
+    action_size: int,
+    guided: bool = False,
+) -> Replay:
     """An empty buffer.
 
     Args:
         capacity: C, the most rows it holds.
         observation_size: O.
         action_size: A.
+        guided: whether each row ends with a guide.
 
     Raises:
         ValueError: capacity is below one.
     """
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}; at least 1 is wanted")
-    width = 2 * observation_size + action_size + 2
+    width = 2 * observation_size + (1 + guided) * action_size + 2
     return Replay(jnp.zeros((capacity, width)), jnp.zeros((), jnp.int32))
 
 
@@ -59,27 +66,32 @@ def pack(batch: Transition) -> Float[np.ndarray, "... D"]:
         batch: transitions with any leading axes, NumPy arrays.
 
     Returns:
-        Rows [..., D] in the order s, a, r, terminated, s'.
+        Rows [..., D] in the order s, a, r, terminated, s', guide.
     """
     parts = [batch.observation, batch.action, batch.reward[..., None]]
     parts += [batch.terminated[..., None], batch.next_observation]
+    parts += [batch.guide] * (not isinstance(batch.guide, tuple))
     return np.concatenate([np.asarray(p, np.float32) for p in parts], -1)
 
 
-def unpack(rows: Float[Array, "... D"], action_size: int) -> Transition:
+def unpack(
+    rows: Float[Array, "... D"], action_size: int, guided: bool = False
+) -> Transition:
     """Undo pack; the observation size follows from the width.
 
     Args:
         rows: packed rows [..., D].
         action_size: A.
+        guided: whether each row ends with a guide.
 
     Returns:
         The transitions; terminated is 0.0 or 1.0.
     """
-    size = (rows.shape[-1] - action_size - 2) // 2
-    cuts = [size, size + action_size, size + action_size + 1]
-    s, a, r, rest = jnp.split(rows, cuts, -1)
-    return Transition(s, a, r[..., 0], rest[..., 0], rest[..., 1:])
+    O = (rows.shape[-1] - (1 + guided) * action_size - 2) // 2
+    cuts = np.cumsum([O, action_size, 1, 1, O])
+    s, a, r, ended, after, guide = jnp.split(rows, cuts, -1)
+    extra = guide if guided else ()
+    return Transition(s, a, r[..., 0], ended[..., 0], after, extra)
 
 
 # %% A ring
@@ -106,8 +118,8 @@ def add(replay: Replay, rows: Float[Array, "n D"]) -> Replay:
 
 
 # %% Uniform, with replacement
-def sample(replay: Replay, key: jax.Array, num: int) -> Float[Array, "B D"]:
-    """Draw rows uniformly, with replacement, from those written.
+def draw(replay: Replay, key: jax.Array, num: int) -> Int[Array, "B"]:
+    """Draw places uniformly, with replacement, from those written.
 
     Args:
         replay: a buffer with at least one row.
@@ -115,8 +127,7 @@ def sample(replay: Replay, key: jax.Array, num: int) -> Float[Array, "B D"]:
         num: B, rows to draw.
 
     Returns:
-        Packed rows [B, D].
+        Places [B]: a batch is replay.rows[draw(replay, key, num)].
     """
     filled = jnp.minimum(replay.added, len(replay.rows))
-    places = jax.random.randint(key, (num,), 0, filled)
-    return replay.rows[places]
+    return jax.random.randint(key, (num,), 0, filled)

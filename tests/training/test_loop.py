@@ -13,37 +13,16 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import Climber
 
 from som.agent.actor_critic import AGENTS, make_agent
 from som.agent.critic import Transition
 from som.training import loop, records, replay
 from som.training.records import CheckpointError
-
-
-class Cart(gym.Env):
-    """Bring a cart on a line to rest at the origin, in 20 steps."""
-
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = self.np_random.uniform(-1, 1, 2)
-        return np.float32(self.state), {}
-
-    def step(self, action):
-        x, v = self.state
-        v = 0.8 * v + 0.2 * float(action[0])
-        self.state = np.array([np.clip(x + 0.4 * v, -3, 3), v])
-        return np.float32(self.state), -float(x * x), False, False, {}
-
-
-gym.register("Cart-v0", entry_point=Cart, max_episode_steps=20)
 
 # Compiling an update takes most of the time here, so all tests share these.
 AGENT = {
@@ -136,18 +115,93 @@ def test_schedule_refuses_a_chunk_that_overflows_the_buffer():
 
 
 def test_schedule_of_the_paper():
-    paper = loop.LOOPS["paper"]
+    paper = loop.schedule(AGENTS["som"], "paper")
     assert (paper.vector_steps, paper.updates) == (50, 50)
+    assert (paper.warmup, paper.capacity) == (100_000, 1_000_000)
     # The profile of the plane has no environment and so no schedule.
-    assert set(loop.LOOPS) == set(AGENTS["som"].profiles) - {"bandit"}
+    names = loop.profiles(AGENTS["som"])
+    assert names == ["paper", "laptop", "paper-literal"]
     for kind in AGENTS.values():
-        assert {"laptop", "paper"} <= set(loop.LOOPS) & set(kind.profiles)
+        assert {"laptop", "paper"} <= set(loop.profiles(kind))
+
+
+def test_an_agent_may_change_its_schedule():
+    sdac = AGENTS["sdac"]
+    assert loop.schedule(sdac, "paper").warmup == 30_000
+    assert loop.schedule(sdac, "laptop") == loop.LAPTOP
+    config = loop.make_config("sdac", "Hopper-v4", 10, (0,), "paper", {})
+    assert config["loop"]["warmup"] == 30_000
+    given = {"warmup": 7}
+    config = loop.make_config("sdac", "Hopper-v4", 10, (0,), "paper", given)
+    assert config["loop"]["warmup"] == 7
 
 
 def test_no_setting_belongs_to_both_agent_and_loop():
     own = set(loop.LoopConfig.__dataclass_fields__)
     for kind in AGENTS.values():
         assert not own & set(type(kind.profiles["paper"]).__dataclass_fields__)
+
+
+class Improver(Climber):
+    """Raises the guide of every row it draws."""
+
+    rewrites = True
+
+    def revise(self, state, batch):
+        return batch._replace(guide=batch.guide + 1)
+
+
+class Watcher(Climber):
+    """Tells whether each step of its batch begins where the last one ended."""
+
+    on_policy = True
+
+    def update(self, state, batch, key):
+        same = batch.next_observation[:-1] == batch.observation[1:]
+        state = state._replace(step=state.step + 1)
+        return state, {"chained": jnp.mean(same), "rows": 1.0 * len(batch.reward)}
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """A trainer of an agent class that is entered for one test."""
+
+    def make(kind, seeds=(0,), **changes):
+        monkeypatch.setitem(AGENTS, "made", kind)
+        settings = config(seeds, **changes) | {"algo": "made", "agent": {}}
+        return loop.Trainer(settings)
+
+    return make
+
+
+def test_better_actions_are_written_back(made):
+    trainer = made(Improver, warmup=100)
+    buffer = advance(trainer, trainer.empty_buffer(), 2)
+    rows, width = np.asarray(buffer.rows[0]), trainer.agent.action_size
+    raised = np.rint(rows[:100, -width:] - rows[:100, 2 : 2 + width])
+    keys = loop.fold(trainer.key(loop.LEARN, 1), 0)  # the first of its updates
+    first = replay.draw(
+        jax.tree.map(lambda x: x[0], buffer),
+        jax.random.split(keys[0])[0],
+        trainer.agent.config.batch_size,
+    )
+    assert raised.max() > 1 and raised[np.asarray(first)].min() >= 1
+    # A row that a batch holds twice is raised once.
+    assert raised.max() <= trainer.loop.updates
+    fresh = trainer.rows[0]
+    np.testing.assert_array_equal(fresh[:, -width:], fresh[:, 2 : 2 + width])
+
+
+def test_an_on_policy_agent_sees_its_chunk_in_order(made):
+    trainer = made(Watcher, seeds=(0, 1), warmup=0)
+    buffer = trainer.empty_buffer()
+    for number in (1, 2):
+        buffer, metrics = loop.run_chunk(trainer, buffer)
+        # Episodes and chunks have 20 steps: only the last one ends an episode.
+        np.testing.assert_array_equal(metrics["chained"], [1, 1])
+        np.testing.assert_array_equal(metrics["rows"], [20, 20])
+        assert trainer.state.step == trainer.chunk == number
+    assert int(buffer.added[0]) == 0
 
 
 # Seeds and keys
@@ -467,6 +521,17 @@ def test_record(straight):
     assert record["config"]["agent"]["width"] == 32
     assert record["config"]["loop"]["warmup"] == 200
     assert record["seeds"] == [0] and record["wall_seconds"] > 0
+
+
+def test_checkpoint_of_another_version(tmp_path, monkeypatch):
+    trainer = loop.Trainer(config())
+    whole = loop._metadata
+    old = {k: v for k, v in whole(trainer).items() if k != "slices"}
+    monkeypatch.setattr(loop, "_metadata", lambda trainer: old)
+    loop.save_checkpoint(trainer, trainer.empty_buffer(), tmp_path / "c.npz")
+    monkeypatch.setattr(loop, "_metadata", whole)
+    with pytest.raises(CheckpointError, match="lacks slices: another version"):
+        loop.load_checkpoint(trainer, tmp_path / "c.npz")
 
 
 def test_checkpoint_of_another_run(tmp_path, straight):

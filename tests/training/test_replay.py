@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from som.agent.critic import Transition
-from som.training.replay import Replay, add, init, pack, sample, unpack
+from som.training.replay import Replay, add, draw, init, pack, unpack
 
 
 def numbered(start, count, width=5):
@@ -31,6 +31,17 @@ def test_unpack_undoes_pack(lead):
     assert rows.shape == (*lead, 2 * 7 + 3 + 2) and rows.dtype == np.float32
     for name, part in unpack(jnp.asarray(rows), 3)._asdict().items():
         np.testing.assert_array_equal(part, getattr(batch, name))
+
+
+def test_a_guide_travels_with_its_row():
+    s, a = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+    one = np.ones(4, np.float32)
+    batch = Transition(s, a, one, 0 * one, 2 * s, a + 5)
+    rows = pack(batch)
+    assert rows.shape == init(4, 3, 2, guided=True).rows[:4].shape
+    back = unpack(jnp.asarray(rows), 2, guided=True)
+    for part, kept in zip(back, batch, strict=True):
+        np.testing.assert_array_equal(part, kept)
 
 
 def test_pack_takes_the_widths_of_the_equation():
@@ -71,27 +82,27 @@ def test_donated_add_writes_in_place():
     assert buffer.rows.is_deleted() and int(after.added) == 5
 
 
-def test_sample_is_uniform_over_the_filled_rows():
+def test_draw_is_uniform_over_the_filled_rows():
     buffer = add(init(80, 1, 1), numbered(1000, 50))
-    draw = jax.jit(jax.vmap(partial(sample, num=100), (None, 0)))
-    drawn = draw(buffer, jax.random.split(jax.random.key(0), 100))[..., 0]
-    numbers = np.asarray(drawn).astype(int).ravel() - 1000
+    places = jax.jit(jax.vmap(partial(draw, num=100), (None, 0)))
+    drawn = places(buffer, jax.random.split(jax.random.key(0), 100))
+    numbers = np.asarray(buffer.rows[drawn, 0]).astype(int).ravel() - 1000
     assert numbers.min() >= 0
     counts = np.bincount(numbers, minlength=50)
     assert len(counts) == 50
     assert 0.001 < stats.chisquare(counts).pvalue < 0.999
 
 
-def test_sample_draws_with_replacement():
+def test_draws_with_replacement():
     buffer = add(init(4, 1, 1), numbered(0, 2))
-    drawn = sample(buffer, jax.random.key(0), 50)
+    drawn = buffer.rows[draw(buffer, jax.random.key(0), 50)]
     assert drawn.shape == (50, 5)
     assert set(np.asarray(drawn[:, 0])) == {0.0, 1.0}
 
 
-def test_sample_reaches_every_row_of_a_full_ring():
+def test_draw_reaches_every_row_of_a_full_ring():
     buffer = add(add(init(5, 1, 1), numbered(0, 4)), numbered(4, 4))
-    drawn = sample(buffer, jax.random.key(0), 200)[:, 0]
+    drawn = buffer.rows[draw(buffer, jax.random.key(0), 200), 0]
     assert set(np.asarray(drawn)) == {3.0, 4.0, 5.0, 6.0, 7.0}
 
 
@@ -100,12 +111,12 @@ def test_seeds_side_by_side_are_seeds_alone():
     one = init(4, 1, 1)
     both = jax.tree.map(lambda x: jnp.stack([x, x]), one)
     keys = jax.random.split(jax.random.key(0), 2)
-    draw = partial(sample, num=9)
+    places = partial(draw, num=9)
     both = jax.vmap(add)(both, rows[:, :3])
     both = jax.vmap(add)(both, rows[:, 3:])
-    drawn = jax.vmap(draw)(both, keys)
+    drawn = jax.vmap(places)(both, keys)
     for i in range(2):
         alone = add(add(one, rows[i, :3]), rows[i, 3:])
         assert isinstance(alone, Replay)
         np.testing.assert_array_equal(alone.rows, both.rows[i])
-        np.testing.assert_array_equal(draw(alone, keys[i]), drawn[i])
+        np.testing.assert_array_equal(places(alone, keys[i]), drawn[i])

@@ -1,0 +1,1 @@
+"""Exported by tools/export.py from book/mujoco: one module a chapter."""
