@@ -7,7 +7,7 @@ OUT ?= runs/$(ENV)
 
 BIN := .venv/bin
 comma := ,
-EXTRAS := book,test$(if $(filter 1,$(CUDA)),$(comma)cuda)
+EXTRAS := book,test,cluster$(if $(filter 1,$(CUDA)),$(comma)cuda)
 STAMP := .venv/installed-$(if $(filter 1,$(CUDA)),cuda,cpu)
 # Compiled programs are shared by the chapters, the tests and the book.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
