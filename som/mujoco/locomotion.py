@@ -34,12 +34,11 @@ from som.agent.actor_critic import closest
 from som.training.environments import TASKS
 from som.training.loop import make_config
 from som.training.records import curve_arrays, mean_ci, read_record
+from som.training.sweep import usual_steps
 
 
 # %% The protocol
-STEPS = dict.fromkeys(TASKS, 5_000_000)
-for _name in ("InvertedDoublePendulum", "Pusher", "Reacher"):
-    STEPS[f"{_name}-v4"] = 1_000_000
+STEPS = {task: usual_steps("som", task, "paper") for task in TASKS}
 
 
 LOCOMOTION = (

@@ -12,12 +12,9 @@ __all__ = [
     "choose_renderer",
     "film",
     "medians",
-    "matmul",
-    "update_times",
-    "action_times",
-    "physics_speeds",
-    "loop_speed",
-    "benchmark",
+    "BENCHMARKS",
+    "show_machine",
+    "show_table",
     "STUDIES",
     "parser",
     "main",
@@ -37,23 +34,19 @@ import time
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import imageio.v2 as imageio
 import jax
-import jax.numpy as jnp
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.error import Error as GymnasiumError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from som.agent.critic import Transition
-from som.agent.actor_critic import AGENTS, closest, make_agent
-from som.agent.som import flow_velocity
+from som.agent.actor_critic import AGENTS, closest
 from som.training import environments, loop, sweep
 from som.training.records import (
     bootstrap_ci,
@@ -306,12 +299,10 @@ def _console() -> Console:
 
 
 def _train(args: argparse.Namespace) -> None:
-    kind: Any = AGENTS[closest(args.algo, AGENTS, "algorithm")]
-    profile = closest(args.profile, loop.profiles(kind), "profile")
-    configs = kind.profiles[profile], loop.schedule(kind, profile)
+    configs = loop.defaults(args.algo, args.profile)
     given = dict(override(text, *configs) for text in args.overrides)
     wanted = loop.make_config(
-        args.algo, args.env, args.steps, args.seeds, profile, given
+        args.algo, args.env, args.steps, args.seeds, args.profile, given
     )
     usual = (args.algo, args.profile) == ("som", "laptop")
     name = args.env if usual else f"{args.env}-{args.algo}-{args.profile}"
@@ -323,7 +314,7 @@ def _train(args: argparse.Namespace) -> None:
         return
     with ProgressLine(args.steps, _console()) as progress:
         loop.train(
-            args.algo, args.env, args.steps, args.seeds, profile,
+            args.algo, args.env, args.steps, args.seeds, args.profile,
             out, progress, args.time_limit, **given,
         )  # fmt: skip
     _report(out)
@@ -354,7 +345,7 @@ def names(text: str) -> list[str]:
 def _sweep(args: argparse.Namespace) -> None:
     algos = list(AGENTS) if args.algos == ["all"] else args.algos
     envs = list(environments.TASKS) if args.envs == ["all"] else args.envs
-    known = [c for algo in algos for c in sweep.defaults(algo, args.profile)]
+    known = [c for algo in algos for c in loop.defaults(algo, args.profile)]
     given = dict(override(text, *known) for text in args.overrides)
     jobs = sweep.plan(
         algos, envs, args.seeds, args.out, args.steps, args.profile, **given
@@ -563,253 +554,45 @@ def medians(
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def matmul() -> tuple[Callable[[], jax.Array], float]:
-    """A large square float32 matrix product.
-
-    Returns:
-        A call that computes it, and its floating-point operations.
-    """
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jax.random.normal(jax.random.key(0), (size, size))
-    return partial(jax.jit(jnp.matmul), x, x), 2.0 * size**3
+BENCHMARKS: dict[
+    str, Callable[..., Iterator[tuple[str, dict[str, float]]]]
+] = {}  # by name; see the chapter on speed
 
 
-def _random_batch(agent: Any, key: jax.Array) -> Transition:
-    size, observations = agent.config.batch_size, agent.observation_size
-    a, b, c, d = jax.random.split(key, 4)
-    return Transition(
-        jax.random.normal(a, (size, observations)),
-        jax.random.uniform(b, (size, agent.action_size), minval=-1.0),
-        jax.random.normal(c, (size,)),
-        jnp.zeros(size),
-        jax.random.normal(d, (size, observations)),
-    )
-
-
-def _score_memory(agent: Any, state: Any, batch: Transition) -> int:
-    """Bytes that XLA reserves while it computes the field of a batch."""
-
-    def field(observation, action, critic, key):
-        velocity = flow_velocity(agent, critic, 1.0, observation, key)
-        return velocity(action, 0.5)
-
-    fields = jax.jit(jax.vmap(field, (0, 0, None, None)))
-    compiled: Any = fields.lower(
-        batch.observation, batch.action, state.critic, jax.random.key(0)
-    ).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
-def update_times(
-    profile: str, repeats: int, **overrides: Any
-) -> dict[str, float]:
-    """Time and memory of an update, plain and chunked.
-
-    Args:
-        profile: the agent's profile.
-        repeats: timings per median.
-        **overrides: fields of the configuration to change.
-
-    Returns:
-        Milliseconds, operations, shares of the peak, MiB.
-    """
-    result: dict[str, float] = {}
-    product, operations = matmul()
-    calls: dict[str, Callable[[], Any]] = {"matmul": product}
-    key = jax.random.PRNGKey(0)
-    for kind, chunk in {"plain": {"chunk": 0}, "chunked": {}}.items():
-        agent = make_agent("som", 17, 6, profile, **{**overrides, **chunk})
-        state, batch = agent.init(key), _random_batch(agent, key)
-        lowered = jax.jit(agent.update).lower(state, batch, key)
-        compiled: Any = lowered.compile()
-        quiet = state._replace(step=state.step + 1)
-        for name, at in {"policy": state, "critics": quiet}.items():
-            calls[f"{kind} {name}"] = partial(compiled, at, batch, key)
-        if kind == "plain":
-            result["gflop"] = compiled.cost_analysis()["flops"] / 1e9
-        memory = _score_memory(agent, state, batch)
-        result[f"{kind} score MiB"] = memory / 2**20
-    for name, seconds in medians(calls, repeats).items():
-        result[f"{name} ms"] = 1e3 * seconds
-    delay = agent.config.policy_delay
-    peak = operations / (result.pop("matmul ms") / 1e3)
-    result["matmul peak GFLOP/s"] = peak / 1e9
-    for kind in ("plain", "chunked"):
-        whole = result[f"{kind} policy ms"]
-        part = result[f"{kind} critics ms"] if delay > 1 else whole
-        result[f"{kind} cycle ms"] = (whole + (delay - 1) * part) / delay
-        result[f"{kind} share of peak"] = (
-            result["gflop"] * 1e9 / (whole / 1e3) / peak
-        )
-    result["chunked to plain"] = (
-        result["chunked policy ms"] / result["plain policy ms"]
-    )
-    return result
-
-
-def action_times(repeats: int, **overrides: Any) -> dict[str, float]:
-    """Time that a policy takes to answer one observation.
-
-    Args:
-        repeats: a hundredth of the timings per median.
-        **overrides: fields of the `paper` profile to change.
-
-    Returns:
-        Milliseconds, for the best of one and of 32 candidates.
-    """
-    bound, calls = np.ones(6, np.float32), {}
-    for number in (1, 32):
-        agent = make_agent(
-            "som", 17, 6, "paper", **{**overrides, "num_particles": number}
-        )
-        state = loop.init_seeds(agent, (0,))
-        policy = loop.Policy(agent, state, "HalfCheetah-v4", -bound, bound)
-        calls[f"N={number} ms"] = partial(policy, np.zeros(17, np.float32))
-    return {k: 1e3 * v for k, v in medians(calls, 100 * repeats).items()}
-
-
-def physics_speeds(
-    tasks: Iterable[str], repeats: int, num_envs: int = 8, steps: int = 100
-) -> dict[str, float]:
-    """Environment steps per second under random actions.
-
-    Args:
-        tasks: Gymnasium ids.
-        repeats: timings per median.
-        num_envs: copies stepped together.
-        steps: steps of each copy per timing.
-
-    Returns:
-        Steps per second of all copies together, resets included.
-    """
-    speeds = {}
-    for task in tasks:
-        envs = environments.make(task, num_envs, seed=0)
-        size = (num_envs, envs.action_size)
-        rng = np.random.default_rng(0)
-        moves = rng.uniform(-1, 1, (steps, *size)).astype(np.float32)
-        envs.reset()
-
-        call = partial(_step_all, envs, moves)
-        speeds[task] = num_envs * steps / medians({"": call}, repeats)[""]
-    return speeds
-
-
-def _step_all(envs: environments.Environments, actions: np.ndarray) -> None:
-    for action in actions:
-        envs.step(action)
-
-
-def loop_speed(
-    repeats: int, task: str = "HalfCheetah-v4", **overrides: Any
-) -> dict[str, float]:
-    """Speed of the whole loop, and what it costs beside the updates.
-
-    Args:
-        repeats: timings per median.
-        task: Gymnasium id.
-        **overrides: fields of the agent's or the loop's configuration.
-
-    Returns:
-        Steps per second, milliseconds, share of the updates' time, MiB.
-    """
-    schedule = {
-        **dataclasses.asdict(loop.LAPTOP), "warmup": 1
-    }  # fmt: skip
-    schedule |= {k: v for k, v in overrides.items() if k in schedule}
-    agent = {k: v for k, v in overrides.items() if k not in schedule}
-    trainer = loop.Trainer(
-        {
-            "algo": "som", "env": task, "steps": 10**9, "seeds": [0],
-            "profile": "laptop", "agent": agent, "loop": schedule,
-        }
-    )  # fmt: skip
-    times: dict[str, list[float]] = {k: [] for k in ("all", "host", "learn")}
-    buffer = trainer.empty_buffer()
-    for _ in range(2):
-        buffer, _ = loop.run_chunk(trainer, buffer)
-    for _ in range(repeats):
-        start = time.perf_counter()
-        buffer, _ = loop.run_chunk(trainer, buffer)
-        times["all"].append(time.perf_counter() - start)
-    for _ in range(repeats):
-        start = time.perf_counter()
-        trainer.state, buffer, metrics = loop.learn(
-            trainer.agent, trainer.state, buffer, trainer.rows,
-            trainer.key(loop.LEARN, trainer.chunk), trainer.loop.updates,
-        )  # fmt: skip
-        jax.block_until_ready((trainer.state, buffer, metrics))
-        times["learn"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        trainer.rows = loop.collect(trainer, trainer.state)
-        loop.check_finite(trainer, jax.device_get(metrics))
-        times["host"].append(time.perf_counter() - start)
-        trainer.chunk += 1
-    median = {k: statistics.median(v) for k, v in times.items()}
-    steps, number = trainer.rows.shape[1], trainer.loop.num_envs
-    physics = steps / physics_speeds([task], repeats, number)[task]
-    overhead = median["host"] - physics
-    compiled: Any = loop.learn.lower(
-        trainer.agent, trainer.state, buffer, trainer.rows,
-        trainer.key(loop.LEARN, 0), trainer.loop.updates,
-    ).compile()  # fmt: skip
-    return {
-        "steps per second": steps / median["all"],
-        "updates per second": trainer.loop.updates / median["all"],
-        "update ms": 1e3 * median["learn"] / trainer.loop.updates,
-        "physics ms per chunk": 1e3 * physics,
-        "overhead ms per chunk": 1e3 * overhead,
-        "overhead to updates": overhead / median["learn"],
-        "buffer MiB": sum(x.nbytes for x in buffer) / 2**20,
-        "temporary MiB": (
-            compiled.memory_analysis().temp_size_in_bytes / 2**20
-        ),
-    }
-
-
-def _show_machine(record: dict[str, Any]) -> None:
+def show_machine(record: dict[str, Any]) -> None:
+    """Print where and how a benchmark's record was made."""
     facts = record["provenance"]
     print(f"{facts['cpu']}, {facts['cores']} cores, JAX {facts['jax']} on")
     print(f"{facts['device']}, medians of {record['repeats']}")
 
 
-def _show(title: str, rows: dict[str, float]) -> None:
+def show_table(title: str, rows: dict[str, float]) -> None:
+    """Print one table of a benchmark."""
     print(title)
     for name, value in rows.items():
         digits = 0 if value >= 1000 else 3 if value < 10 else 1
-        print(f"  {name:28} {value:12,.{digits}f}")
-
-
-def benchmark(repeats: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Measure everything, one table after the other.
-
-    Args:
-        repeats: timings per median.
-
-    Yields:
-        The title of a table, and its rows.
-    """
-    for profile in ("paper", "paper-literal", "laptop"):
-        # The laptop profile does not chunk; here it is asked to, to compare.
-        chunk = {"chunk": 5} if profile == "laptop" else {}
-        title = f"one update, {profile} profile, HalfCheetah's sizes"
-        yield title, update_times(profile, repeats, **chunk)
-    yield "one action, paper profile", action_times(repeats)
-    speeds = physics_speeds(environments.RULES, repeats)
-    yield "environment steps per second, 8 copies", speeds
-    yield "the loop, laptop profile, HalfCheetah-v4", loop_speed(repeats)
+        small = 0 < abs(value) < 1e-3
+        text = f"{value:.1e}" if small else f"{value:,.{digits}f}"
+        print(f"  {name:28} {text:>12}")
 
 
 def _benchmark(args: argparse.Namespace) -> None:
+    tables = BENCHMARKS["machine"](args.repeats)
+    if args.algos:
+        given = [name.strip() for name in args.algos.split(",")]
+        names = list(AGENTS) if given == ["all"] else given
+        names = [closest(name, AGENTS, "algorithm") for name in names]
+        tables = BENCHMARKS["algorithms"](args.repeats, names)
     record: dict[str, Any] = {
         "provenance": provenance(), "repeats": args.repeats, "tables": {}
     }  # fmt: skip
-    _show_machine(record)
-    for title, rows in benchmark(args.repeats):
+    show_machine(record)
+    for title, rows in tables:
         record["tables"][title] = rows
-        _show(title, rows)
+        show_table(title, rows)
+        if args.json:
+            write_record(args.json, record)
     if args.json:
-        write_record(args.json, record)
         print(f"written to {args.json}")
 
 
@@ -935,7 +718,8 @@ def _add_sweep(commands: Any) -> None:
     option("--cpus", type=float, default=1.0, metavar="N",
            help="cores of each run on Ray (default: 1)")  # fmt: skip
     option("--gpus", type=float, default=0.0, metavar="N",
-           help="GPUs of each run on Ray, such as 0.2 (default: 0)")  # fmt: skip
+           help="GPUs of each run on Ray; 0.2 is a fifth of one "
+           "(default: 0)")  # fmt: skip
     option("--set", action="append", default=[], metavar="FIELD=VALUE",
            dest="overrides", help="change one field of every algorithm "
            "that has it; may be repeated (default: none)")  # fmt: skip
@@ -1085,6 +869,12 @@ def parser() -> argparse.ArgumentParser:
         default=7,
         metavar="N",
         help="timings per median (default: 7)",
+    )
+    bench.add_argument(
+        "--algos",
+        metavar="NAMES",
+        help="time the agents instead: all, or names with commas "
+        "(default: SOM's update and this machine)",
     )
     bench.add_argument("--json", metavar="FILE",
                        help="also write the results there, with their "

@@ -42,6 +42,7 @@ __all__ = [
     "evaluate_now",
     "begin_slice",
     "finish",
+    "defaults",
     "make_config",
     "train",
     "is_finished",
@@ -1004,6 +1005,20 @@ def _last_checkpoint(trainer, out):
 
 
 # %% Train and resume
+def defaults(algo: str, profile: str) -> tuple[Any, LoopConfig]:
+    """The configurations of an agent and of its loop in a profile.
+
+    Args:
+        algo, profile: as in train.
+
+    Raises:
+        ValueError: no such algorithm or profile.
+    """
+    kind: Any = AGENTS[closest(algo, AGENTS, "algorithm")]
+    agent = kind.profiles[closest(profile, profiles(kind), "profile")]
+    return agent, schedule(kind, profile)
+
+
 def make_config(
     algo: str, env: str, steps, seeds, profile: str, overrides: dict[str, Any]
 ) -> dict[str, Any]:
@@ -1029,9 +1044,7 @@ def make_config(
             f"seeds is {seeds!r}; a list of different whole numbers from 0 "
             "to 2147483647 is wanted"
         )
-    kind: Any = AGENTS[closest(algo, AGENTS, "algorithm")]
-    agent = kind.profiles[closest(profile, profiles(kind), "profile")]
-    usual = schedule(kind, profile)
+    agent, usual = defaults(algo, profile)
     own = {f.name for f in fields(usual)}
     for name in overrides:
         closest(name, own | {f.name for f in fields(agent)}, "setting")

@@ -6,7 +6,6 @@ Exported by tools/export.py from book/training/sweep.md; edit the chapter.
 __all__ = [
     "QUICK",
     "usual_steps",
-    "defaults",
     "Job",
     "plan",
     "run_one",
@@ -28,6 +27,7 @@ __all__ = [
 # %% Imports
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -37,7 +37,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from som.agent.actor_critic import AGENTS, closest
+from som.agent.actor_critic import closest
 from som.training import environments, loop, records
 
 
@@ -57,21 +57,6 @@ def usual_steps(algo: str, env: str, profile: str) -> int:
     if profile == "laptop":
         return 50_000
     return 1_000_000 if env in QUICK and algo != "ppo" else 5_000_000
-
-
-def defaults(algo: str, profile: str) -> tuple[Any, loop.LoopConfig]:
-    """The configurations of the agent and of the loop in a profile.
-
-    Args:
-        algo, profile: as in som.train.
-
-    Raises:
-        ValueError: no such algorithm or profile.
-    """
-    kind: Any = AGENTS[closest(algo, AGENTS, "algorithm")]
-    usable = [name for name in kind.profiles if name in loop.LOOPS]
-    agent = kind.profiles[closest(profile, usable, "profile")]
-    return agent, loop.LOOPS[profile]
 
 
 class Job(NamedTuple):
@@ -115,7 +100,9 @@ def plan(
     """
     settings = {
         algo: {
-            f.name for part in defaults(algo, profile) for f in fields(part)
+            f.name
+            for part in loop.defaults(algo, profile)
+            for f in fields(part)
         }
         for algo in algos
     }
@@ -266,19 +253,13 @@ def _ray() -> Any:
 
 
 def _start(ray: Any, address: str) -> None:
-    """Start or find Ray. On a busy machine a start may miss Ray's deadline;
-    what it has read from the disk makes the next one quicker."""
-    for left in (2, 1, 0):
-        try:
-            ray.init(address, log_to_driver=False, logging_level="error")
-            return
-        except Exception as error:
-            if "timed out during startup" not in str(error):
-                raise
-            if not left:
-                raise ChildProcessError(
-                    "Ray did not start in time; is this machine too busy?"
-                ) from None
+    """Start or find Ray, without its telemetry and its remarks."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with warnings.catch_warnings():
+        # Ray's forks run nothing of JAX's threads.
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        ray.init(address, log_to_driver=False, logging_level="error")
 
 
 def _sentence(error: Any) -> str:
@@ -307,7 +288,7 @@ def on_ray(
     Raises:
         ValueError: Ray is missing, or a share that no run can have.
         ConnectionError: no Ray at that address.
-        ChildProcessError: Ray did not start, or runs were lost TRIES times.
+        ChildProcessError: runs that were lost TRIES times.
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
     if not (cpus > 0 and gpus >= 0):
@@ -316,7 +297,6 @@ def on_ray(
             "cores and at least 0 GPUs are wanted"
         )
     ray, lost = _ray(), {}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     _start(ray, address)
     try:
         have = ray.cluster_resources()

@@ -95,7 +95,7 @@ def test_usual_steps(algo, env, profile, steps):
 
 
 def test_a_setting_goes_to_the_algorithms_that_have_it(tmp_path):
-    own = {name: vars(sweep.defaults(name, "laptop")[0]) for name in AGENTS}
+    own = {name: vars(loop.defaults(name, "laptop")[0]) for name in AGENTS}
     field = next(k for k in own["som"] if k not in own["sdac"])
     value = own["som"][field]
     jobs = plan(["som", "sdac"], [TASK], [0], tmp_path, **{field: value, "width": 8})
