@@ -135,7 +135,9 @@ class PPO:
 
     profiles: ClassVar[dict[str, Any]] = {
         "paper": PPOConfig(),
-        "laptop": PPOConfig(width=64, depth=2, discount=0.99, actor_lr=3e-4),
+        "laptop": PPOConfig(
+            width=64, depth=2, discount=0.99, actor_lr=1e-3, target_kl=0.03
+        ),
         "spinningup": PPOConfig(
             width=64, depth=2, activation="tanh", discount=0.99, trace=0.97,
             actor_lr=3e-4,
@@ -145,7 +147,7 @@ class PPO:
         name: {"warmup": 0, "chunk_steps": rows, "capacity": rows} | more
         for name, rows, more in [
             ("paper", 4000, {}),
-            ("laptop", 2000, {}),
+            ("laptop", 500, {}),
             ("spinningup", 4000, {"num_envs": 4}),
         ]
     }

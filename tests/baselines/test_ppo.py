@@ -45,7 +45,8 @@ gym.register("TestBroom-v0", entry_point=Broom, max_episode_steps=50)
 
 def tiny(**changes):
     settings = {"width": 8, "depth": 1, "policy_steps": 10, "value_steps": 5}
-    return make_agent("ppo", 2, 1, **settings | changes)
+    settings |= {"target_kl": 0.01} | changes
+    return make_agent("ppo", 2, 1, **settings)
 
 
 def chunk(agent, state, T=30, E=3, seed=0):
@@ -240,7 +241,7 @@ def test_profiles_hold_the_papers_values():
     up = PPO.profiles["spinningup"]
     assert (up.width, up.depth, up.activation) == (64, 2, "tanh")
     assert (up.discount, up.trace, up.actor_lr) == (0.99, 0.97, 3e-4)
-    for name, rows in [("paper", 4000), ("laptop", 2000), ("spinningup", 4000)]:
+    for name, rows in [("paper", 4000), ("laptop", 500), ("spinningup", 4000)]:
         schedule = loop.schedule(PPO, name)
         assert schedule.warmup == 0
         assert schedule.vector_steps * schedule.num_envs == rows
@@ -254,7 +255,7 @@ def test_settings_refuse(name):
 
 # In the loop
 
-RUN = {"width": 32, "actor_lr": 1e-3, "chunk_steps": 500, "capacity": 500}
+RUN = {"width": 32}
 
 
 def test_a_chunk_is_made_by_the_state_that_learns_from_it():
