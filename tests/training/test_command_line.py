@@ -146,7 +146,8 @@ def test_override_refuses(text, message):
 def test_every_option_of_every_command_says_its_default(capsys):
     commands = parser()._subparsers._group_actions[0].choices
     assert set(commands) == {
-        "train", "resume", "evaluate", "render", "plot", "benchmark", "study",
+        "train", "resume", "evaluate", "render", "plot", "sweep", "benchmark",
+        "study",
     }  # fmt: skip
     for name, sub in commands.items():
         for action in sub._actions:

@@ -253,9 +253,9 @@ def test_collected_rows_are_one_history():
     trainer = loop.Trainer(config((3,)))
     first = loop.collect(trainer, trainer.state)
     steps = trainer.loop.vector_steps
-    s, a, r, terminated, after = replay.unpack(
-        jnp.asarray(first.reshape(steps, 5, -1)), 1
-    )
+    rows = jnp.asarray(first.reshape(steps, 5, -1))
+    s, a, r, terminated, after, guide = replay.unpack(rows, 1)
+    assert guide == ()
     assert not terminated.any() and (np.abs(a) <= 1).all() and np.std(a) > 0.3
     np.testing.assert_allclose(r, -np.square(s[..., 0]), rtol=1e-5)
     assert (s[1:] == after[:-1]).all(-1).sum() == 5 * (steps - 1)  # no episode ended
@@ -333,7 +333,12 @@ def test_resume_with_a_ring_that_has_wrapped(tmp_path):
 def test_resume_after_kill(tmp_path, straight):
     """Training that is killed outright ends where the undisturbed run ended."""
     out = tmp_path / "killed"
-    done = subprocess.run([sys.executable, __file__, str(out)], capture_output=True)
+    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, __file__, str(out)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
     assert records.read_metadata(out / "checkpoint.npz")["chunk"] == 6
     run = loop.resume(out)
