@@ -49,7 +49,7 @@ QUICK = "InvertedDoublePendulum-v4", "Pusher-v4", "Reacher-v4"
 def usual_steps(algo: str, env: str, profile: str) -> int:
     """Environment steps of a run where nothing else is asked for.
 
-    Section 5 of the paper.
+    Section 5.1 of the paper.
 
     Args:
         algo, env, profile: as in som.train.
@@ -508,7 +508,7 @@ def plot(
     shown = [algo for algo in algos if algo in lines]
     figure.legend(
         [lines[algo] for algo in shown], shown, frameon=False,
-        loc="outside lower center", ncols=5, fontsize="small",
+        loc="outside upper center", ncols=5, fontsize="small",
     )  # fmt: skip
     if path is not None:
         figure.savefig(path, dpi=150)
