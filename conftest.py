@@ -1,7 +1,10 @@
 """Settings that every test and every chapter run by pytest shares."""
 
 import os
+import sys
 from pathlib import Path
+
+import pytest
 
 # Compiled programs are kept between runs; kernels started by nbmake inherit this.
 os.environ.setdefault(
@@ -25,3 +28,12 @@ def pytest_configure(config):
             return result
 
     pytest_items.NotebookRun = KeptRun
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Programs of one file are no use to the next, and each one holds on to memory
+    maps, of which a process may have 65 530."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
