@@ -144,12 +144,14 @@ class PPO:
         ),
     }  # fmt: skip
     loops: ClassVar[dict[str, dict[str, Any]]] = {
-        name: {"warmup": 0, "chunk_steps": rows, "capacity": rows} | more
-        for name, rows, more in [
-            ("paper", 4000, {}),
-            ("laptop", 500, {}),
-            ("spinningup", 4000, {"num_envs": 4}),
-        ]
+        "paper": {"warmup": 0, "chunk_steps": 4000, "capacity": 4000},
+        "laptop": {"warmup": 0, "chunk_steps": 500, "capacity": 500},
+        "spinningup": {
+            "warmup": 0,
+            "chunk_steps": 4000,
+            "capacity": 4000,
+            "num_envs": 4,
+        },
     }
     on_policy: ClassVar[bool] = True  # learns from its latest steps only
     rewrites: ClassVar[bool] = False  # guides are kept in the replay

@@ -120,6 +120,7 @@ def train_command(
 
 
 Runs = dict[str, dict[str, dict[str, Any] | None]]
+"""By task and label, the record of a run, or None."""
 
 
 def record_of(name: str, folder: str | Path) -> dict[str, Any] | None:

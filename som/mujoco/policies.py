@@ -24,13 +24,12 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from som.agent.actor_critic import candidates, q_value
-from som.training import environments
-from som.training.loop import Policy
+from som.training import environments, loop
 
 
 # %% The states
 def rollout_states(
-    policy: Policy, steps: int = 800, seed: int = 0
+    policy: loop.Policy, steps: int = 800, seed: int = 0
 ) -> Float[np.ndarray, "T O"]:
     """Observations that a policy acts on, one episode after the other.
 
@@ -66,7 +65,10 @@ def _check_states(policy, states):
 
 
 def draw_candidates(
-    policy: Policy, states: Float[np.ndarray, "S O"], num: int, key: jax.Array
+    policy: loop.Policy,
+    states: Float[np.ndarray, "S O"],
+    num: int,
+    key: jax.Array,
 ) -> Float[np.ndarray, "N S A"]:
     """Candidates of a policy, as best of N draws them before it picks.
 
@@ -90,7 +92,7 @@ def draw_candidates(
 
 
 def candidate_q(
-    critic: Policy,
+    critic: loop.Policy,
     states: Float[np.ndarray, "S O"],
     actions: Float[np.ndarray, "N S A"],
 ) -> Float[np.ndarray, "N S"]:
@@ -113,8 +115,8 @@ def candidate_q(
 
 
 def q_statistics(
-    policies: dict[str, Policy],
-    critic: Policy,
+    policies: dict[str, loop.Policy],
+    critic: loop.Policy,
     states: Float[np.ndarray, "S O"],
     num: int,
     key: jax.Array,
