@@ -179,8 +179,10 @@ HILL = {
 OWN = {
     "som": {"inverse_temperature": 20.0},
     "sac": {"initial_alpha": 0.01, "alpha_lr": 0.0},
-    "qsm": {"first_step": 0.02},
+    "qsm": {"first_step": 0.02, "q_factor": 10.0},
+    "dacer": {"actor_lr": 1e-3},
     "sdac": {"q_factor": 50.0},
+    "lql": {"num_steps": 100, "step_size": 2e-3, "weight": 10.0},
 }  # rewards here are about one, not hundreds: what each agent wants then
 
 
