@@ -273,13 +273,13 @@ def screenshots(browser, base, names, out):
                 browser.open(base + name)
                 browser.evaluate(INSPECT)
                 height = browser.evaluate("document.documentElement.scrollHeight")
+                # Beyond the view Chromium would lay the page out anew.
+                browser.resize((size[0], height), mobile=label == "phone")
                 stem = name.removesuffix(".html").replace("/", "-")
                 for top in range(0, height, TILE):
                     clip = {"x": 0, "y": top, "width": size[0], "scale": 1}
                     clip["height"] = min(TILE, height - top)
-                    image = browser.call(
-                        "Page.captureScreenshot", captureBeyondViewport=True, clip=clip
-                    )
+                    image = browser.call("Page.captureScreenshot", clip=clip)
                     path = out / f"{stem}-{label}-{theme}-{top // TILE}.png"
                     path.write_bytes(base64.b64decode(image["data"]))
 
