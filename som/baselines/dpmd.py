@@ -5,7 +5,6 @@ Exported by tools/export.py from book/baselines/dpmd.md; edit the chapter.
 
 __all__ = [
     "mirror_weights",
-    "DPMDConfig",
     "DPMD",
 ]
 
@@ -43,25 +42,20 @@ def mirror_weights(
 
 # %% The agent
 @dataclass(frozen=True)
-class DPMDConfig(ReweightedConfig):
-    """Settings of DPMD; defaults are Table 3 of the paper."""
-
-
-@dataclass(frozen=True)
 class DPMD(Reweighted):
     """Diffusion policy mirror descent (Ma et al., 2025).
 
     Args:
-        config: see DPMDConfig.
+        config: see ReweightedConfig.
         observation_size: O.
         action_size: A; actions live in [-1, 1]^A.
     """
 
-    config: DPMDConfig
+    config: ReweightedConfig
 
     profiles: ClassVar[dict[str, Any]] = {
-        "paper": DPMDConfig(),
-        "laptop": DPMDConfig(**LAPTOP),
+        "paper": ReweightedConfig(),
+        "laptop": ReweightedConfig(**LAPTOP),
     }
 
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:

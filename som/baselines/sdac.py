@@ -63,7 +63,7 @@ def weighted_noise(
 # %% The agent
 @dataclass(frozen=True)
 class ReweightedConfig(DiffusionConfig):
-    """Settings that SDAC and DPMD share."""
+    """Settings that SDAC and DPMD share; defaults are Table 3's."""
 
     distributional: bool = False  # critics predict a std beside the mean
     beta_scale: float = 0.8  # factor of the linear schedule

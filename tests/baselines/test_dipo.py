@@ -146,28 +146,3 @@ def test_profiles_and_schedules():
     assert loop.schedule(DIPO, "official").updates_per_step == 1.0
     with pytest.raises(ValueError, match="num_gradient_steps is 0; at least 1"):
         DIPOConfig(num_gradient_steps=0)
-
-
-def test_a_quadratic_bandit_is_learned_twice_the_same():
-    agent = make_agent(
-        "dipo", 2, 2, width=32, depth=2, num_steps=5, batch_size=64,
-        num_gradient_steps=20, actor_lr=3e-3, critic_lr=3e-3, tau=0.05,
-        reward_scale=1.0,
-    )  # fmt: skip
-
-    def body(state, key):
-        k_draw, k_update = jax.random.split(key)
-        s, a = jax.random.uniform(k_draw, (2, 64, 2), minval=-0.7, maxval=0.7)
-        reward = 1 - jnp.sum((a - s) ** 2, -1)
-        batch = agent.revise(state, Transition(s, a, reward, jnp.ones(64), s))
-        return agent.update(state, batch, k_update)[0], None
-
-    keys = jax.random.split(jax.random.PRNGKey(0), 400)
-    learn = jax.jit(partial(jax.lax.scan, body))
-    state, again = (learn(agent.init(keys[0]), keys)[0] for _ in range(2))
-    for x, y in zip(*map(jax.tree.leaves, (state, again)), strict=True):
-        np.testing.assert_array_equal(x, y)
-    s = jax.random.uniform(jax.random.PRNGKey(1), (500, 2), minval=-0.7, maxval=0.7)
-    a = agent.act(state, s, jax.random.PRNGKey(2))
-    distance = float(jnp.mean(jnp.linalg.norm(a - s, axis=-1)))
-    assert distance < 0.4, distance  # uniform actions: 0.83

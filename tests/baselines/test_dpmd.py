@@ -11,13 +11,12 @@ from examples import transitions
 from som.agent.actor_critic import (
     add_noise,
     best_of_n,
-    candidates,
     make_agent,
     q_value,
 )
-from som.agent.critic import Transition
 from som.baselines.diffusion import linear_schedule, perturb
-from som.baselines.dpmd import DPMDConfig, mirror_weights
+from som.baselines.dpmd import mirror_weights
+from som.baselines.sdac import ReweightedConfig
 
 TINY = {"width": 8, "depth": 1, "num_steps": 3, "num_particles": 2}
 
@@ -73,7 +72,7 @@ def test_a_step_moves_a_gaussian_by_its_deviation_over_alpha(alpha):
 
 def test_profiles():
     paper, laptop = (make_agent("dpmd", 3, 2, p).config for p in ("paper", "laptop"))
-    assert paper == DPMDConfig()
+    assert paper == ReweightedConfig()
     assert (paper.width, paper.depth, paper.activation) == (256, 3, "mish")
     assert (paper.actor_lr, paper.critic_lr, paper.alpha_lr) == (3e-4, 3e-4, 7e-3)
     assert (paper.num_steps, paper.num_particles, paper.alpha_delay) == (20, 32, 250)
@@ -110,31 +109,3 @@ def test_loss_by_hand_and_at_the_states_themselves():
     assert loss(state.policy, state, elsewhere, key) == loss(
         state.policy, state, batch, key
     )
-
-
-def test_a_quadratic_bandit_is_learned_twice_the_same():
-    agent = make_agent(
-        "dpmd", 2, 2, width=32, depth=2, num_steps=5, batch_size=64,
-        num_particles=4, discount=0.0, reward_scale=1.0, actor_lr=3e-3,
-        critic_lr=3e-3, tau=0.05,
-    )  # fmt: skip
-
-    def body(state, key):
-        k_draw, k_update = jax.random.split(key)
-        s, a = jax.random.uniform(k_draw, (2, 64, 2), minval=-0.7, maxval=0.7)
-        reward = 1 - jnp.sum((a - s) ** 2, -1)
-        batch = Transition(s, a, reward, jnp.ones(64), s)
-        return agent.update(state, batch, k_update)[0], None
-
-    keys = jax.random.split(jax.random.PRNGKey(0), 800)
-    learn = jax.jit(partial(jax.lax.scan, body))
-    state, again = (learn(agent.init(keys[0]), keys)[0] for _ in range(2))
-    for x, y in zip(*map(jax.tree.leaves, (state, again)), strict=True):
-        np.testing.assert_array_equal(x, y)
-    s = jax.random.uniform(jax.random.PRNGKey(1), (300, 2), minval=-0.7, maxval=0.7)
-    draw = jax.jit(partial(candidates, agent), static_argnums=3)
-    first = draw(state.policy, s, jax.random.PRNGKey(2), 1)[0]
-    best = jax.jit(agent.act)(state, s, jax.random.PRNGKey(2))
-    distance = [float(jnp.linalg.norm(a - s, axis=-1).mean()) for a in (first, best)]
-    assert distance[0] < 0.4, distance  # uniform actions: 0.83
-    assert distance[1] < 0.25, distance

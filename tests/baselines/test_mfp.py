@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from examples import transitions
 
-from som.agent.actor_critic import best_of_n, candidates, make_agent
-from som.agent.critic import Transition
+from som.agent.actor_critic import candidates, make_agent
 from som.baselines.mfp import MFP, MFPConfig, path, row_loss
 
 TINY = MFPConfig(width=8, depth=1, batch_size=4, num_particles=3)
@@ -115,27 +114,3 @@ def test_profiles_hold_the_papers_values():
     assert not paper.distributional and paper.ivc_weight == 1.0
     laptop = make_agent("mfp", 3, 2).config
     assert (laptop.width, laptop.batch_size, laptop.num_particles) == (128, 128, 16)
-
-
-def test_climbs_a_hill_that_depends_on_the_state():
-    agent = make_agent(
-        "mfp", 2, 2, width=32, depth=2, batch_size=64, num_particles=4,
-        discount=0.0, reward_scale=1.0, actor_lr=3e-3, critic_lr=3e-3,
-        tau=0.05, policy_delay=1,
-    )  # fmt: skip
-
-    def body(state, key):
-        k_draw, k_update = jax.random.split(key)
-        s, a = jax.random.uniform(k_draw, (2, 64, 2), minval=-0.7, maxval=0.7)
-        reward = 1 - jnp.sum((a - s) ** 2, -1)
-        batch = Transition(s, a, reward, jnp.ones(64), s)
-        return agent.update(state, batch, k_update)[0], None
-
-    keys = jax.random.split(jax.random.PRNGKey(0), 800)
-    state, _ = jax.jit(partial(jax.lax.scan, body))(agent.init(keys[0]), keys)
-    s = jax.random.uniform(keys[1], (300, 2), minval=-0.7, maxval=0.7)
-    first = candidates(agent, state.policy, s, keys[2], 1)[0]
-    best = best_of_n(agent, state.policy, state.critic, s, keys[2])
-    distance = [float(jnp.linalg.norm(a - s, axis=-1).mean()) for a in (first, best)]
-    assert distance[0] < 0.5, distance  # uniform actions: 0.83
-    assert distance[1] < 0.3, distance

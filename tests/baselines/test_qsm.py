@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from examples import transitions
 
-from som.agent.actor_critic import best_of_n, candidates, make_agent, q_value
-from som.agent.critic import Transition
+from som.agent.actor_critic import candidates, make_agent, q_value
 from som.baselines.qsm import QSM, QSMConfig, langevin_path, step_sizes
 
 TINY = QSMConfig(width=8, depth=1, batch_size=4, num_particles=3, num_steps=3)
@@ -126,29 +125,3 @@ def test_profiles_and_bad_settings():
         QSMConfig(num_steps=0)
     with pytest.raises(ValueError, match="a positive number is wanted"):
         QSMConfig(first_step=-1.0)
-
-
-def test_a_quadratic_bandit_is_learned_twice_the_same():
-    agent = make_agent(
-        "qsm", 2, 2, width=32, depth=2, batch_size=64, num_particles=4,
-        reward_scale=20.0, actor_lr=3e-3, critic_lr=3e-3, tau=0.05,
-    )  # fmt: skip
-
-    def body(state, key):
-        k_draw, k_update = jax.random.split(key)
-        s, a = jax.random.uniform(k_draw, (2, 64, 2), minval=-0.7, maxval=0.7)
-        reward = 1 - jnp.sum((a - s) ** 2, -1)
-        batch = Transition(s, a, reward, jnp.ones(64), s)
-        return agent.update(state, batch, k_update)[0], None
-
-    keys = jax.random.split(jax.random.PRNGKey(0), 800)
-    learn = jax.jit(partial(jax.lax.scan, body))
-    state, again = (learn(agent.init(keys[0]), keys)[0] for _ in range(2))
-    for x, y in zip(*map(jax.tree.leaves, (state, again)), strict=True):
-        np.testing.assert_array_equal(x, y)
-    s = jax.random.uniform(keys[1], (300, 2), minval=-0.7, maxval=0.7)
-    first = candidates(agent, state.policy, s, keys[2], 1)[0]
-    best = best_of_n(agent, state.policy, state.critic, s, keys[2])
-    distance = [float(jnp.linalg.norm(a - s, axis=-1).mean()) for a in (first, best)]
-    assert distance[0] < 0.45, distance  # uniform actions: 0.83, exp(Q): 0.2
-    assert distance[1] < 0.3, distance

@@ -9,7 +9,6 @@ import pytest
 from examples import transitions
 
 from som.agent.actor_critic import candidates, make_agent, q_value
-from som.agent.critic import Transition
 from som.baselines.diffusion import perturb
 from som.baselines.qvpo import QVPO, QVPOConfig, elite, weighted_denoising
 
@@ -127,31 +126,3 @@ def test_no_noise_and_no_temperature(start):
     after, metrics = jax.jit(agent.update)(state, batch, key)
     assert after.log_alpha == state.log_alpha
     assert all(np.isfinite(x) for x in metrics.values())
-
-
-def test_a_quadratic_bandit_is_learned_twice_the_same():
-    agent = make_agent(
-        "qvpo", 2, 2, width=32, depth=2, num_steps=5, batch_size=64, num_samples=4,
-        num_uniform=2, num_particles=4, discount=0.0, reward_scale=1.0,
-        actor_lr=3e-3, critic_lr=3e-3, tau=0.05, entropy_steps=500,
-    )  # fmt: skip
-
-    def body(state, key):
-        k_draw, k_update = jax.random.split(key)
-        s, a = jax.random.uniform(k_draw, (2, 64, 2), minval=-0.7, maxval=0.7)
-        reward = 1 - jnp.sum((a - s) ** 2, -1)
-        batch = Transition(s, a, reward, jnp.ones(64), s)
-        return agent.update(state, batch, k_update)[0], None
-
-    keys = jax.random.split(jax.random.PRNGKey(0), 500)
-    learn = jax.jit(partial(jax.lax.scan, body))
-    state, again = (learn(agent.init(keys[0]), keys)[0] for _ in range(2))
-    for x, y in zip(*map(jax.tree.leaves, (state, again)), strict=True):
-        np.testing.assert_array_equal(x, y)
-    s = jax.random.uniform(jax.random.PRNGKey(1), (300, 2), minval=-0.7, maxval=0.7)
-    draw = jax.jit(partial(candidates, agent), static_argnums=3)
-    first = draw(state.policy, s, jax.random.PRNGKey(2), 1)[0]
-    best = jax.jit(agent.act)(state, s, jax.random.PRNGKey(2))
-    distance = [float(jnp.linalg.norm(a - s, axis=-1).mean()) for a in (first, best)]
-    assert distance[0] < 0.4, distance  # uniform actions: 0.83
-    assert distance[1] < 0.25, distance

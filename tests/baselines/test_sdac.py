@@ -14,9 +14,8 @@ from som.agent.actor_critic import (
     make_agent,
     q_value,
 )
-from som.agent.critic import Transition
 from som.baselines.diffusion import clean, linear_schedule, perturb
-from som.baselines.sdac import SDAC, SDACConfig, weighted_noise
+from som.baselines.sdac import SDACConfig, weighted_noise
 from som.theory.boltzmann import GaussianMixture
 
 TINY = {"width": 8, "depth": 1, "num_steps": 3, "num_particles": 2, "num_samples": 4}
@@ -136,41 +135,3 @@ def test_the_proposal_carries_no_gradient():
         for i, k in enumerate(jax.random.split(k_row, 4))
     ]
     np.testing.assert_allclose(slope, 2 * np.mean(gaps, 0), rtol=1e-3, atol=1e-5)
-
-
-def test_a_quadratic_bandit_is_learned_twice_the_same():
-    agent = SDAC(
-        SDACConfig(
-            width=32,
-            depth=2,
-            activation="gelu",
-            num_steps=5,
-            batch_size=64,
-            num_particles=4,
-            num_samples=32,
-            q_factor=20.0,
-            reward_scale=1.0,
-            initial_alpha=1.0,
-            actor_lr=3e-3,
-            critic_lr=3e-3,
-            tau=0.05,
-        ),
-        2,
-        2,
-    )
-
-    def body(state, key):
-        k_draw, k_update = jax.random.split(key)
-        s, a = jax.random.uniform(k_draw, (2, 64, 2), minval=-0.7, maxval=0.7)
-        reward = 1 - jnp.sum((a - s) ** 2, -1)
-        batch = Transition(s, a, reward, jnp.ones(64), s)
-        return agent.update(state, batch, k_update)[0], None
-
-    keys = jax.random.split(jax.random.PRNGKey(0), 800)
-    learn = jax.jit(partial(jax.lax.scan, body))
-    state, again = (learn(agent.init(keys[0]), keys)[0] for _ in range(2))
-    for x, y in zip(*map(jax.tree.leaves, (state, again)), strict=True):
-        np.testing.assert_array_equal(x, y)
-    s = jax.random.uniform(jax.random.PRNGKey(1), (500, 2), minval=-0.7, maxval=0.7)
-    a = agent.act(state, s, jax.random.PRNGKey(2))
-    assert jnp.mean(jnp.linalg.norm(a - s, axis=-1)) < 0.2  # uniform actions: 0.83
