@@ -9,9 +9,9 @@ BIN := .venv/bin
 comma := ,
 EXTRAS := book,test,cluster$(if $(filter 1,$(CUDA)),$(comma)cuda)
 STAMP := .venv/installed-$(if $(filter 1,$(CUDA)),cuda,cpu)
-# Compiled programs are shared by the chapters, the tests and the book.
+# Compiled programs, the smallest too, are shared by chapters, tests and book.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0.3
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
 .PHONY: install train test book notebooks export format lint
 

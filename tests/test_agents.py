@@ -105,6 +105,8 @@ def test_metrics_are_finite_scalars_and_the_step_counts(name):
     agent = make(name)
     state, metrics = learn(agent, 2)
     assert int(state.step) == 2 and metrics
+    if getattr(agent.config, "noise_scale", 0):  # alpha_delay is 2
+        assert state.log_alpha != jax.jit(agent.init)(KEY).log_alpha
     for key, value in metrics.items():
         assert isinstance(key, str) and np.shape(value) == () and np.isfinite(value)
 

@@ -1,14 +1,11 @@
 """DACER: the mixture's entropy, the gradient through the chain, a bandit."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from examples import transitions
 
 from som.agent.actor_critic import add_noise, candidates, make_agent, q_value
-from som.agent.critic import Transition
 from som.baselines.dacer import (
     DACERConfig,
     Mixture,
@@ -116,39 +113,3 @@ def test_a_clipped_action_has_no_gradient():
     stuck = jax.tree.map(lambda x: x, state.policy)
     stuck["params"]["MLP_0"][last]["bias"] = jnp.full(2, -1e3)
     assert size(gradient(stuck, state, batch, key)) == 0
-
-
-def test_a_quadratic_bandit_is_learned_twice_the_same():
-    agent = make_agent(
-        "dacer",
-        2,
-        2,
-        width=32,
-        depth=2,
-        num_steps=5,
-        batch_size=64,
-        actor_lr=1e-3,
-        critic_lr=3e-3,
-        tau=0.05,
-        reward_scale=1.0,
-        alpha_delay=100,
-        entropy_samples=32,
-    )
-
-    def body(state, key):
-        k_draw, k_update = jax.random.split(key)
-        s, a = jax.random.uniform(k_draw, (2, 64, 2), minval=-0.7, maxval=0.7)
-        reward = 1 - jnp.sum((a - s) ** 2, -1)
-        batch = Transition(s, a, reward, jnp.ones(64), s)
-        return agent.update(state, batch, k_update)[0], None
-
-    keys = jax.random.split(jax.random.PRNGKey(0), 1000)
-    start = agent.init(jax.random.PRNGKey(0))
-    learn = jax.jit(partial(jax.lax.scan, body))
-    state, again = (learn(start, keys)[0] for _ in range(2))
-    for x, y in zip(*map(jax.tree.leaves, (state, again)), strict=True):
-        np.testing.assert_array_equal(x, y)
-    assert state.log_alpha != start.log_alpha
-    s = jax.random.uniform(jax.random.PRNGKey(1), (500, 2), minval=-0.7, maxval=0.7)
-    a = agent.act(state, s, jax.random.PRNGKey(2))
-    assert jnp.mean(jnp.linalg.norm(a - s, axis=-1)) < 0.15  # uniform actions: 0.83
