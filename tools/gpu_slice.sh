@@ -5,7 +5,8 @@
 #       --steps 5e6 --seeds 5
 #
 # RUN is the folder of the run, or what an earlier slice brought home of it; WHEELS
-# holds the packages that the machine lacks (it may be empty). All other words are
+# holds the packages that the machine lacks, beside JAX, Flax and Optax often mujoco,
+# glfw, gymnasium and farama-notifications (it may be empty). All other words are
 # those of `som train`. LIMIT is the time in seconds for learning (540). In $OUT are
 # left: config.json, record.json, policy.npz and packed-SEED.npz. Copied into RUN,
 # they are where the next slice goes on. With five seeds these are eight files.
