@@ -80,7 +80,7 @@ LAPTOP_SIZES: dict[str, Any] = {
     "width": 128,
     "batch_size": 128,
     "num_particles": 16,
-    "tau": 0.01,
+    "tau": 0.02,
     "actor_lr": 1e-3,
     "critic_lr": 1e-3,
     "initial_alpha": 1.0,

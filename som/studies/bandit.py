@@ -227,7 +227,7 @@ def fit_seeds(
         keys: random keys [S, 2].
         steps: updates.
         profile: of the agent's settings; by default `bandit` if it has
-            one, else `laptop`.
+            one, else `laptop`, with tau 0.01.
         noise: standard deviation added to the reward at every query.
         known: use the reward itself as the critic.
         on_policy: share of the queries that the policy chooses.
@@ -253,6 +253,7 @@ def fit_seeds(
         )
     if profile is None:
         profile = "bandit" if "bandit" in kind.profiles else "laptop"
+        settings = {"tau": 0.01} | settings  # it only averages policies here
     agent = make_agent(algo, 1, 2, profile, **settings)
     if known:
         agent = with_known_critic(agent, reward)
