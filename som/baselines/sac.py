@@ -75,7 +75,7 @@ class SACConfig(ActorCriticConfig):
     alpha_delay: int = 1  # updates between two steps of alpha
     target_entropy: float = -1.0  # nats per action dimension
     noise_scale: float = 0.0  # the policy's own spread explores
-    num_particles: int = 1  # N of best-of-N
+    num_particles: int = 1  # not used: SAC takes its own draw
     distributional: bool = False  # critics predict a std beside the mean
     initial_alpha: float = math.e  # where the temperature starts
     policy_delay: int = 1  # updates per step of policy and targets

@@ -269,11 +269,7 @@ def _report(out: Path) -> None:
 def _settings(run: dict[str, Any]) -> dict[str, Any]:
     """Every setting of a run under its own name, as JSON would hold it."""
     head = {k: run[k] for k in ("algo", "env", "steps", "profile", "seeds")}
-    kind: Any = AGENTS[run["algo"]]
-    agent = kind.profiles[run["profile"]]
-    agent = dataclasses.replace(agent, **run["agent"])
-    every = {**head, **dataclasses.asdict(agent), **run["loop"]}
-    return json.loads(json.dumps(every))
+    return json.loads(json.dumps({**head, **run["agent"], **run["loop"]}))
 
 
 def _check_same(out: Path, wanted: dict[str, Any]) -> None:

@@ -376,26 +376,31 @@ class Run:
 
 
 def restore_agent(config: dict[str, Any], observation_size, action_size):
-    """The agent of a configuration, also of one that JSON has stored."""
-    overrides = {
+    """The agent of a configuration, also of one that JSON has stored.
+
+    Raises:
+        records.CheckpointError: a setting that the agent does not have.
+    """
+    settings = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config["agent"].items()
     }
-    return make_agent(
-        config["algo"],
-        observation_size,
-        action_size,
-        config["profile"],
-        **overrides,
-    )
+    names = config["algo"], config["profile"]
+    try:
+        return make_agent(
+            names[0], observation_size, action_size, names[1], **settings
+        )
+    except ValueError as error:
+        raise records.CheckpointError(
+            f"another version of som wrote this: {error}"
+        ) from None
 
 
 class Trainer:
     """Everything that a run holds between two chunks, but its buffers.
 
     Args:
-        config: algo, env, steps, seeds, profile, the overrides of the
-            agent's config (agent) and the whole LoopConfig (loop).
+        config: what make_config returns.
     """
 
     def __init__(self, config: dict[str, Any]):
@@ -1049,13 +1054,14 @@ def make_config(
     for name in overrides:
         closest(name, own | {f.name for f in fields(agent)}, "setting")
     loop = {k: v for k, v in overrides.items() if k in own}
+    rest = {k: v for k, v in overrides.items() if k not in own}
     return {
         "algo": algo,
         "env": env,
         "steps": int(steps),
         "seeds": seeds,
         "profile": profile,
-        "agent": {k: v for k, v in overrides.items() if k not in own},
+        "agent": asdict(replace(agent, **rest)),
         "loop": asdict(replace(usual, **loop)),
     }
 

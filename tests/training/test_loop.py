@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -563,6 +563,27 @@ def test_tuples_of_a_config_survive_json():
     agent = loop.restore_agent(stored, 2, 1)
     assert agent.config.noise_range == (0.1, 3.0)
     hash(agent)  # jit needs it
+
+
+def test_a_run_keeps_its_settings_when_the_profile_changes(tmp_path, monkeypatch):
+    train(tmp_path / "run", steps=100)
+    before = loop.load(tmp_path / "run").agent.config
+    profiles = AGENTS["som"].profiles
+    later = replace(profiles["laptop"], noise_range=(0.1, 5.0), tau=0.5)
+    monkeypatch.setitem(profiles, "laptop", later)
+    assert loop.load(tmp_path / "run").agent.config == before
+    assert (
+        loop.Trainer(
+            loop.make_config("som", "Cart-v0", 1, [0], "laptop", {})
+        ).agent.config
+        == later
+    )
+
+
+def test_a_setting_of_another_version_is_refused():
+    stored = config() | {"agent": {"noise_rnge": [0.1, 3.0]}}
+    with pytest.raises(CheckpointError, match=r"another version.*noise_rnge"):
+        loop.restore_agent(stored, 2, 1)
 
 
 # Divergence

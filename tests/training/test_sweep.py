@@ -99,8 +99,9 @@ def test_a_setting_goes_to_the_algorithms_that_have_it(tmp_path):
     field = next(k for k in own["som"] if k not in own["sdac"])
     value = own["som"][field]
     jobs = plan(["som", "sdac"], [TASK], [0], tmp_path, **{field: value, "width": 8})
-    assert jobs[0].config["agent"] == json.loads(json.dumps({field: value, "width": 8}))
-    assert jobs[1].config["agent"] == {"width": 8}
+    for job, name in zip(jobs, ("som", "sdac"), strict=True):
+        wanted = own[name] | {"width": 8}
+        assert job.config["agent"] == json.loads(json.dumps(wanted))
 
 
 @pytest.mark.parametrize(
