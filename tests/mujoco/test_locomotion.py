@@ -26,7 +26,7 @@ from som.training.command_line import override, parser
 from som.training.environments import TASKS
 from som.training.records import mean_ci, write_record
 
-ARMS = {"default": {}, "w 5": {"rescale": 5}}
+ARMS = {"default": {}, "w 5": {"rescale": 5.0}}
 
 
 def record(finals, step=1_000_000):
@@ -106,9 +106,9 @@ def test_what_is_kept_and_what_is_missing(tmp_path):
     assert record_of("Ant-v4-paper", tmp_path) is None
     runs = find_runs(("Hopper-v4", "Reacher-v4"), ARMS, tmp_path)
     assert missing(runs, ARMS) == [
-        train_command("Hopper-v4", rescale=5),
+        train_command("Hopper-v4", rescale=5.0),
         train_command("Reacher-v4"),
-        train_command("Reacher-v4", rescale=5),
+        train_command("Reacher-v4", rescale=5.0),
     ]
     mean, low, high = mean_ci([10.0, 12.0])
     lines = table(runs).splitlines()
