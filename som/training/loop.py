@@ -382,13 +382,13 @@ def restore_agent(config: dict[str, Any], observation_size, action_size):
         records.CheckpointError: a setting that the agent does not have.
     """
     settings = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config["agent"].items()
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in config["agent"].items()
     }
-    names = config["algo"], config["profile"]
+    name, profile = config["algo"], config["profile"]
     try:
         return make_agent(
-            names[0], observation_size, action_size, names[1], **settings
+            name, observation_size, action_size, profile, **settings
         )
     except ValueError as error:
         raise records.CheckpointError(

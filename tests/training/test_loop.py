@@ -572,12 +572,8 @@ def test_a_run_keeps_its_settings_when_the_profile_changes(tmp_path, monkeypatch
     later = replace(profiles["laptop"], noise_range=(0.1, 5.0), tau=0.5)
     monkeypatch.setitem(profiles, "laptop", later)
     assert loop.load(tmp_path / "run").agent.config == before
-    assert (
-        loop.Trainer(
-            loop.make_config("som", "Cart-v0", 1, [0], "laptop", {})
-        ).agent.config
-        == later
-    )
+    fresh = loop.make_config("som", "Cart-v0", 1, [0], "laptop", {})
+    assert loop.Trainer(fresh).agent.config == later
 
 
 def test_a_setting_of_another_version_is_refused():
