@@ -4,6 +4,7 @@ Exported by tools/export.py from book/agent/networks.md; edit the chapter.
 """
 
 __all__ = [
+    "mish",
     "MLP",
     "time_features",
     "TimeEmbedding",
@@ -19,6 +20,25 @@ from jaxtyping import Array, Float
 
 
 # %% Many actions for one state
+@jax.custom_jvp
+def mish(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The activation x tanh(log(1 + e^x)), Equation (eq-networks-mish)."""
+    return _mish_and_slope(x)[0]
+
+
+@mish.defjvp
+def _(x, tangent):
+    value, slope = _mish_and_slope(*x)
+    return value, slope * tangent[0]
+
+
+def _mish_and_slope(x):
+    y = jnp.exp(jnp.minimum(x, 20.0))
+    m = y * (y + 2)
+    ratio = m / (m + 2)
+    return x * ratio, ratio + 4 * x * y * (y + 1) / (m + 2) ** 2
+
+
 class MLP(nn.Module):
     """Perceptron on the concatenation of its inputs.
 
@@ -50,7 +70,8 @@ class MLP(nn.Module):
                 x.shape[-1] / fan_in, "fan_in", "truncated_normal"
             )
             h += nn.Dense(self.width, use_bias=i == 0, kernel_init=init)(x)
-        bend = getattr(jax.nn, self.activation)
+        name = self.activation
+        bend = mish if name == "mish" else getattr(jax.nn, name)
         for _ in range(self.depth - 1):
             h = nn.Dense(self.width)(bend(h))
         return nn.Dense(self.size)(bend(h))

@@ -209,7 +209,7 @@ class DiffusionConfig(ActorCriticConfig):
 
 
 LAPTOP: dict[str, Any] = LAPTOP_SIZES | {
-    "activation": "gelu",  # on a CPU mish takes four times as long
+    "activation": "gelu",  # as SOM's
     "num_steps": 10,
 }  # what the profiles `laptop` of these agents share
 

@@ -291,10 +291,13 @@ def cycle(agent: Any, seeds: int = 1) -> tuple[Callable[[], Any], int]:
     state = loop.init_seeds(agent, tuple(range(seeds)))
     state = state._replace(step=state.step + delay)
     keys = jnp.stack([jax.random.PRNGKey(i) for i in range(seeds)])
-    packed = replay.pack(_random_batch(agent, keys[0]))
+    batch = _random_batch(agent, keys[0])
+    if agent.rewrites:
+        batch = batch._replace(guide=batch.action)
+    packed = replay.pack(batch)
     rows = jnp.stack([jnp.asarray(packed)] * seeds)
     sizes = agent.observation_size, agent.action_size
-    empty = replay.init(4 * len(packed), *sizes)
+    empty = replay.init(4 * len(packed), *sizes, agent.rewrites)
     buffer = jax.tree.map(lambda x: jnp.stack([x] * seeds), empty)
 
     def call() -> Any:
@@ -600,9 +603,13 @@ def compile_seconds(agent: Any) -> float:
     """
     key = jax.random.PRNGKey(0)
     state, batch = jax.jit(agent.init)(key), _random_batch(agent, key)
+
+    def update(state, batch, key):
+        return agent.update(state, agent.revise(state, batch), key)
+
     with _without_cache():
         start = time.perf_counter()
-        jax.jit(agent.update).lower(state, batch, key).compile()
+        jax.jit(update).lower(state, batch, key).compile()
         return time.perf_counter() - start
 
 

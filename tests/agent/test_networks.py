@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from som.agent.networks import MLP, Critic, Policy, TimeEmbedding, time_features
+from som.agent.networks import (
+    MLP,
+    Critic,
+    Policy,
+    TimeEmbedding,
+    mish,
+    time_features,
+)
 
 KEY = jax.random.key(0)
 OBS, A, WIDTH, DEPTH = 3, 2, 8, 2
@@ -55,6 +62,20 @@ def test_all_first_kernels_have_the_deviation_of_one_joint_layer():
         kernel, _ = dense(params, i)
         assert kernel.shape == (size, 2000)
         assert kernel.std() == pytest.approx(1 / 4, rel=0.03)
+
+
+def test_mish_is_finite_far_out_and_is_what_a_network_bends_by():
+    far = jnp.array([-1e4, -100.0, 0.0, 100.0, 1e4])
+    np.testing.assert_array_equal(mish(far), [0, 0, 0, 100, 1e4])
+    slopes = jax.vmap(jax.grad(mish))(far)
+    np.testing.assert_allclose(slopes, [0, 0, 0.6, 1, 1], atol=1e-6)
+    mlp = MLP(WIDTH, 1, 4, "mish")
+    x = jax.random.normal(KEY, (5, OBS))
+    params = mlp.init(KEY, x)
+    (first, _), (last, bias) = dense(params, 0), dense(params, 1)
+    h = np.asarray(x @ first, float)
+    h = h * np.tanh(np.log1p(np.exp(h)))
+    np.testing.assert_allclose(mlp.apply(params, x), h @ last + bias, atol=1e-5)
 
 
 def test_time_features_by_hand():

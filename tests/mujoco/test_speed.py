@@ -192,14 +192,16 @@ def test_algorithms_leave_out_on_policy_updates(monkeypatch):
         on_policy = True
         profiles = {"paper": replace(TINY.config, num_particles=1)}  # noqa: RUF012
 
-    agents = {"mfp": som.AGENTS["mfp"], "ppo": OnPolicy}
+    # dipo keeps guides in its replay
+    agents = {"ppo": OnPolicy} | {n: som.AGENTS[n] for n in ("mfp", "dipo")}
     monkeypatch.setattr(speed, "AGENTS", agents)
     for module in ("som.agent.actor_critic.AGENTS", "som.training.loop.AGENTS"):
         monkeypatch.setattr(module, agents)
     tiny = {"width": 4, "depth": 1, "batch_size": 4, "discount": 0.0}
-    tables = dict(algorithms(1, ["mfp", "ppo"], **tiny))
+    tables = dict(algorithms(1, ["mfp", "dipo", "ppo"], **tiny))
+    learners = {"mfp", "dipo"}
     assert [set(rows) for rows in tables.values()] == [
-        {"mfp"}, {"mfp"}, {"mfp", "ppo"},
+        learners, learners, {"ppo", *learners},
     ]  # fmt: skip
     assert all(value > 0 for rows in tables.values() for value in rows.values())
     assert jax.config.jax_enable_compilation_cache
