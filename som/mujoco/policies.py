@@ -4,7 +4,6 @@ Exported by tools/export.py from book/mujoco/policies.md; edit the chapter.
 """
 
 __all__ = [
-    "rollout_states",
     "draw_candidates",
     "candidate_q",
     "q_statistics",
@@ -24,35 +23,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from som.agent.actor_critic import candidates, q_value
-from som.training import environments, loop
-
-
-# %% The states
-def rollout_states(
-    policy: loop.Policy, steps: int = 800, seed: int = 0
-) -> Float[np.ndarray, "T O"]:
-    """Observations that a policy acts on, one episode after the other.
-
-    Args:
-        policy: trained; acts without exploration noise, Appendix D.
-        steps: T, environment steps.
-        seed: seed of the environment.
-
-    Returns:
-        Observations in time order, [T, O].
-
-    Raises:
-        ValueError: no steps.
-    """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; at least 1 is wanted")
-    envs = environments.make(policy.env_id, 1, seed)
-    policy.calls = 0  # the same rollout every time
-    observation, seen = envs.reset(), []
-    for _ in range(steps):
-        seen.append(observation[0])
-        observation = envs.step(policy.act(observation)).observation
-    return np.stack(seen)
+from som.training import loop
 
 
 # %% Candidates and their Q

@@ -22,6 +22,7 @@ __all__ = [
     "act",
     "Policy",
     "evaluate",
+    "rollout_states",
     "Run",
     "restore_agent",
     "Trainer",
@@ -359,6 +360,33 @@ def evaluate(
         observation = step.observation
         returns = np.where(np.isnan(returns), step.episode_return, returns)
     return returns
+
+
+def rollout_states(
+    policy: Policy, steps: int = 800, seed: int = 0
+) -> np.ndarray:
+    """Observations that a policy acts on, one episode after the other.
+
+    Args:
+        policy: trained; acts without exploration noise, Appendix D.
+        steps: T, environment steps.
+        seed: seed of the environment.
+
+    Returns:
+        Observations in time order, [T, O].
+
+    Raises:
+        ValueError: no steps.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; at least 1 is wanted")
+    envs = environments.make(policy.env_id, 1, seed)
+    policy.calls = 0  # the same rollout every time
+    observation, seen = envs.reset(), []
+    for _ in range(steps):
+        seen.append(observation[0])
+        observation = envs.step(policy.act(observation)).observation
+    return np.stack(seen)
 
 
 # %% What a run holds

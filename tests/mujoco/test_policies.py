@@ -8,7 +8,6 @@ import pytest
 import som
 from som.mujoco import policies
 from som.studies.bandit import with_known_critic
-from som.training import environments
 from som.training.loop import Policy, init_seeds
 
 KEY = jax.random.PRNGKey(0)
@@ -17,14 +16,14 @@ REACHER = 11, 2  # sizes of its observations and actions
 SMALL = {"width": 8, "depth": 1, "num_particles": 3}
 
 
-def policy(algo="som", reward=None, zero=False, env="Reacher-v4", sizes=REACHER):
+def policy(algo="som", reward=None, zero=False):
     """Make an untrained policy; a reward takes the place of its critic."""
-    agent = som.make_agent(algo, *sizes, **SMALL)
+    agent = som.make_agent(algo, *REACHER, **SMALL)
     agent = with_known_critic(agent, reward) if reward else agent
     state = init_seeds(agent, (0,))
     state = jax.tree.map(jnp.zeros_like, state) if zero else state
-    ones = np.ones(sizes[1], np.float32)
-    return Policy(agent, state, env, -ones, ones)
+    ones = np.ones(REACHER[1], np.float32)
+    return Policy(agent, state, "Reacher-v4", -ones, ones)
 
 
 def states(num):
@@ -34,21 +33,6 @@ def states(num):
 @pytest.fixture(scope="module")
 def two():
     return {"SOM": policy("som"), "MFP": policy("mfp")}
-
-
-def test_rollout_is_what_stepping_by_hand_gives():
-    pendulum = policy(env="InvertedDoublePendulum-v4", sizes=(11, 1))
-    seen = policies.rollout_states(pendulum, 40, seed=3)
-    assert seen.shape == (40, 11)
-    envs = environments.make(pendulum.env_id, 1, 3)
-    pendulum.calls, observation, ended = 0, envs.reset(), 0
-    for expected in seen:
-        assert np.array_equal(observation[0], expected)
-        step = envs.step(pendulum.act(observation))
-        observation, ended = step.observation, ended + step.terminated[0]
-    assert ended > 1  # untrained, it falls soon, and stands again
-    assert np.array_equal(seen, policies.rollout_states(pendulum, 40, seed=3))
-    assert not np.array_equal(seen[:1], policies.rollout_states(pendulum, 1, seed=4))
 
 
 def test_candidates_are_those_of_the_acting_policy(two):
@@ -168,7 +152,6 @@ def test_heat_map_covers_the_points_and_nothing_far_from_them():
 @pytest.mark.parametrize(
     "wrong, sentence",
     [
-        (lambda p: policies.rollout_states(p, 0), "steps is 0; at least 1"),
         (lambda p: policies.draw_candidates(p, states(2), 0, KEY), "num is 0; at"),
         (
             lambda p: policies.draw_candidates(p, np.zeros((2, 4)), 3, KEY),

@@ -21,7 +21,7 @@ from examples import Climber
 
 from som.agent.actor_critic import AGENTS, make_agent
 from som.agent.critic import Transition
-from som.training import loop, records, replay
+from som.training import environments, loop, records, replay
 from som.training.records import CheckpointError
 
 # Compiling an update takes most of the time here, so all tests share these.
@@ -97,6 +97,25 @@ def straight(tmp_path_factory):
 def test_schedule_refuses(field, value):
     with pytest.raises(ValueError, match=f"^{field} is .* of at least .* is wanted$"):
         loop.LoopConfig(**{field: value})
+
+
+def test_rollout_is_what_stepping_by_hand_gives():
+    agent = make_agent("som", 11, 1, width=8, depth=1, num_particles=3)
+    one, task = np.ones(1, np.float32), "InvertedDoublePendulum-v4"
+    policy = loop.Policy(agent, loop.init_seeds(agent, (0,)), task, -one, one)
+    seen = loop.rollout_states(policy, 40, seed=3)
+    assert seen.shape == (40, 11)
+    envs = environments.make(task, 1, 3)
+    policy.calls, observation, ended = 0, envs.reset(), 0
+    for expected in seen:
+        assert np.array_equal(observation[0], expected)
+        step = envs.step(policy.act(observation))
+        observation, ended = step.observation, ended + step.terminated[0]
+    assert ended > 1  # untrained, it falls soon, and stands again
+    assert np.array_equal(seen, loop.rollout_states(policy, 40, seed=3))
+    assert not np.array_equal(seen[:1], loop.rollout_states(policy, 1, seed=4))
+    with pytest.raises(ValueError, match="steps is 0; at least 1"):
+        loop.rollout_states(policy, 0)
 
 
 @pytest.mark.parametrize(("field", "value"), [("capacity", 1.5), ("warmup", "many")])
