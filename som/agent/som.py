@@ -238,9 +238,16 @@ LITERAL = SOMConfig(
     inverse_temperature=None,
     ema_policy=False,
 )
-LAPTOP = SOMConfig(**LAPTOP_SIZES, num_samples=16, chunk=0)
+LAPTOP = SOMConfig(
+    **LAPTOP_SIZES,
+    num_samples=16,
+    chunk=0,
+    reward_scale=1.0,
+    policy_delay=1,
+)
 BANDIT = replace(
     LAPTOP,
+    policy_delay=2,
     estimator="box",
     num_samples=32,
     anchor_share=0.0,

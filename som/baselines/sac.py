@@ -98,7 +98,9 @@ class SAC(ActorCritic):
     profiles: ClassVar[dict[str, Any]] = {
         "paper": SACConfig(),
         "laptop": SACConfig(
-            **LAPTOP_SIZES | {"num_particles": 1}, alpha_lr=1e-3
+            **LAPTOP_SIZES | {"num_particles": 1},
+            alpha_lr=1e-3,
+            reward_scale=1.0,
         ),
         "relax": SACConfig(jacobian=False),  # a defect, see "Differences"
     }
