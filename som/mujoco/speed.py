@@ -136,12 +136,14 @@ def operations(agent: Any) -> dict[str, float]:
 def _random_batch(agent: Any, key: jax.Array) -> Transition:
     size, observations = agent.config.batch_size, agent.observation_size
     a, b, c, d = jax.random.split(key, 4)
+    action = jax.random.uniform(b, (size, agent.action_size), minval=-1.0)
     return Transition(
         jax.random.normal(a, (size, observations)),
-        jax.random.uniform(b, (size, agent.action_size), minval=-1.0),
+        action,
         jax.random.normal(c, (size,)),
         jnp.zeros(size),
         jax.random.normal(d, (size, observations)),
+        action if agent.rewrites else (),
     )
 
 
@@ -291,10 +293,7 @@ def cycle(agent: Any, seeds: int = 1) -> tuple[Callable[[], Any], int]:
     state = loop.init_seeds(agent, tuple(range(seeds)))
     state = state._replace(step=state.step + delay)
     keys = jnp.stack([jax.random.PRNGKey(i) for i in range(seeds)])
-    batch = _random_batch(agent, keys[0])
-    if agent.rewrites:
-        batch = batch._replace(guide=batch.action)
-    packed = replay.pack(batch)
+    packed = replay.pack(_random_batch(agent, keys[0]))
     rows = jnp.stack([jnp.asarray(packed)] * seeds)
     sizes = agent.observation_size, agent.action_size
     empty = replay.init(4 * len(packed), *sizes, agent.rewrites)
