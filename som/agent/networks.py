@@ -9,10 +9,13 @@ __all__ = [
     "time_features",
     "TimeEmbedding",
     "Policy",
+    "twins",
     "Critic",
 ]
 
 # %% Imports
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -136,6 +139,26 @@ class Policy(nn.Module):
 
 
 # %% Twin critics in one pass
+def twins(module: type[nn.Module], in_axes: Any = None) -> Any:
+    """Two of a module with parameters of their own, as one stacked module.
+
+    Args:
+        module: its class.
+        in_axes: axis of the twin in each input; None, both see the same.
+
+    Returns:
+        A class like it; the last axis of a call's results is the twin.
+    """
+    return nn.vmap(
+        module,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        out_axes=-1,
+        axis_size=2,
+    )
+
+
 class Critic(nn.Module):
     """Twin distributional critics: mean and std of the return, [..., 2] each.
 
@@ -158,13 +181,6 @@ class Critic(nn.Module):
         observation: Float[Array, "... O"],
         action: Float[Array, "... A"],
     ) -> tuple[Float[Array, "... 2"], Float[Array, "... 2"]]:
-        twins = nn.vmap(
-            MLP,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=None,
-            out_axes=-1,
-            axis_size=2,
-        )(self.width, self.depth, 2, self.activation)
-        mean, raw = jnp.moveaxis(twins(observation, action), -2, 0)
+        mlp = twins(MLP)(self.width, self.depth, 2, self.activation)
+        mean, raw = jnp.moveaxis(mlp(observation, action), -2, 0)
         return mean, nn.softplus(raw)

@@ -9,6 +9,7 @@ __all__ = [
     "linear_schedule",
     "vp_schedule",
     "cosine_schedule",
+    "line_or_cosine",
     "perturb",
     "Denoiser",
     "posterior",
@@ -90,6 +91,13 @@ def cosine_schedule(num_steps: int, offset: float = 0.008) -> Schedule:
     share = (np.arange(num_steps + 1) / num_steps + offset) / (1 + offset)
     left = np.cos(share * np.pi / 2) ** 2
     return schedule_of(np.minimum(1 - left[1:] / left[:-1], 0.999))
+
+
+def line_or_cosine(num_steps: int, scale: float | None) -> Schedule:
+    """The linear schedule with this scale, or without one the cosine."""
+    if scale is None:
+        return cosine_schedule(num_steps)
+    return linear_schedule(num_steps, scale)
 
 
 def perturb(

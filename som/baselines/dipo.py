@@ -34,8 +34,7 @@ from som.baselines.diffusion import (
     DiffusionAgent,
     DiffusionConfig,
     Schedule,
-    cosine_schedule,
-    linear_schedule,
+    line_or_cosine,
     perturb,
 )
 
@@ -155,10 +154,7 @@ class DIPO(DiffusionAgent):
     @property
     def schedule(self) -> Schedule:
         """The linear schedule, or the cosine."""
-        config = self.config
-        if config.beta_scale is None:
-            return cosine_schedule(config.num_steps)
-        return linear_schedule(config.num_steps, config.beta_scale)
+        return line_or_cosine(self.config.num_steps, self.config.beta_scale)
 
     def revise(self, state, batch: Transition) -> Transition:
         """The batch with guides that have walked up the critic."""

@@ -15,7 +15,6 @@ __all__ = [
 
 # %% Imports
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -35,7 +34,7 @@ from som.agent.actor_critic import (
     critic_step,
 )
 from som.agent.critic import Transition, polyak
-from som.agent.networks import MLP, TimeEmbedding
+from som.agent.networks import MLP, TimeEmbedding, twins
 from som.baselines.qsm import langevin_path
 from som.theory.probability_flow import unit_rescale
 
@@ -67,15 +66,8 @@ class NoisyCritic(nn.Module):
         level: Any = None,
     ) -> tuple[Float[Array, "... 2"], Float[Array, "... 2"]]:
         level = self.num_levels - 1 if level is None else level
-        twice = partial(
-            nn.vmap,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            out_axes=-1,
-            axis_size=2,
-        )
-        embed = twice(TimeEmbedding, in_axes=None)()
-        mlp = twice(MLP, in_axes=(None, None, -1))(
+        embed = twins(TimeEmbedding)()
+        mlp = twins(MLP, in_axes=(None, None, -1))(
             self.width, self.depth, 2, self.activation
         )
         when = embed(jnp.asarray(level, jnp.float32))

@@ -30,8 +30,7 @@ from som.baselines.diffusion import (
     DiffusionAgent,
     DiffusionConfig,
     Schedule,
-    cosine_schedule,
-    linear_schedule,
+    line_or_cosine,
 )
 from som.baselines.dipo import denoising_error
 
@@ -151,10 +150,7 @@ class QVPO(DiffusionAgent):
     @property
     def schedule(self) -> Schedule:
         """The linear schedule, scaled, or the cosine."""
-        config = self.config
-        if config.beta_scale is None:
-            return cosine_schedule(config.num_steps)
-        return linear_schedule(config.num_steps, config.beta_scale)
+        return line_or_cosine(self.config.num_steps, self.config.beta_scale)
 
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:
         """Weighted error at the best own actions and at uniform ones."""
