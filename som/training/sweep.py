@@ -448,14 +448,14 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         entries: what gather returns, or the results in a sweep.json.
     """
     lines = [
-        f"{'task':25} {'algorithm':9} {'seeds':>5} {'return':>9}  "
-        f"{'95 % interval':>20} {'seconds':>8}"
+        f"{'task':25} {'algorithm':9} {'seeds':>5} {'return':>9} "
+        f"{'(95 %)':>10} {'seconds':>8}"
     ]
     for row, entry in zip(summary(entries), entries, strict=True):
-        interval = f"[{row.low:.1f}, {row.high:.1f}]" if row.seeds > 1 else ""
+        half = f"+- {row.high - row.mean:.1f}" if row.seeds > 1 else ""
         lines.append(
-            f"{row.env:25} {row.algo:9} {row.seeds:5} {row.mean:9.1f}  "
-            f"{interval:>20} {row.seconds:8,.0f}"
+            f"{row.env:25} {row.algo:9} {row.seeds:5} {row.mean:9.1f} "
+            f"{half:>10} {row.seconds:8,.0f}"
         )
         for seed, why in entry["failed"].items():
             lines.append(f"  seed {seed} failed: {why}")
