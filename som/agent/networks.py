@@ -9,7 +9,7 @@ __all__ = [
     "time_features",
     "TimeEmbedding",
     "Policy",
-    "twins",
+    "twice",
     "Critic",
 ]
 
@@ -139,7 +139,7 @@ class Policy(nn.Module):
 
 
 # %% Twin critics in one pass
-def twins(module: type[nn.Module], in_axes: Any = None) -> Any:
+def twice(module: type[nn.Module], in_axes: Any = None) -> Any:
     """Two of a module with parameters of their own, as one stacked module.
 
     Args:
@@ -181,6 +181,6 @@ class Critic(nn.Module):
         observation: Float[Array, "... O"],
         action: Float[Array, "... A"],
     ) -> tuple[Float[Array, "... 2"], Float[Array, "... 2"]]:
-        mlp = twins(MLP)(self.width, self.depth, 2, self.activation)
+        mlp = twice(MLP)(self.width, self.depth, 2, self.activation)
         mean, raw = jnp.moveaxis(mlp(observation, action), -2, 0)
         return mean, nn.softplus(raw)

@@ -34,7 +34,7 @@ from som.agent.actor_critic import (
     critic_step,
 )
 from som.agent.critic import Transition, polyak
-from som.agent.networks import MLP, TimeEmbedding, twins
+from som.agent.networks import MLP, TimeEmbedding, twice
 from som.baselines.qsm import langevin_path
 from som.theory.probability_flow import unit_rescale
 
@@ -66,8 +66,8 @@ class NoisyCritic(nn.Module):
         level: Any = None,
     ) -> tuple[Float[Array, "... 2"], Float[Array, "... 2"]]:
         level = self.num_levels - 1 if level is None else level
-        embed = twins(TimeEmbedding)()
-        mlp = twins(MLP, in_axes=(None, None, -1))(
+        embed = twice(TimeEmbedding)()
+        mlp = twice(MLP, in_axes=(None, None, -1))(
             self.width, self.depth, 2, self.activation
         )
         when = embed(jnp.asarray(level, jnp.float32))
