@@ -256,7 +256,7 @@ class LQL(Langevin):
             num_levels=1,
             num_steps=20,
             step_size=1e-2,
-            weight=0.5,
+            weight=50.0,
             unit=False,
         ),
         "bandit": LangevinConfig(
