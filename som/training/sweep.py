@@ -418,7 +418,7 @@ class Row(NamedTuple):
     high: float
     """Upper end."""
     seconds: float
-    """Wall time of a run, mean over the seeds."""
+    """Wall time of a run, median over the seeds."""
 
 
 def summary(entries: Sequence[dict[str, Any]]) -> list[Row]:
@@ -434,7 +434,7 @@ def summary(entries: Sequence[dict[str, Any]]) -> list[Row]:
         numbers = [np.nan] * 4
         if entry["seeds"]:
             final = [returns[-1] for returns in entry["returns"]]
-            seconds = np.mean(entry["wall_seconds"])
+            seconds = np.median(entry["wall_seconds"])
             numbers = [*map(float, records.mean_ci(final)), float(seconds)]
         count = len(entry["seeds"])
         rows.append(Row(entry["env"], entry["algo"], count, *numbers))
