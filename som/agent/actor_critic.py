@@ -5,7 +5,7 @@ Exported by tools/export.py from book/agent/actor_critic.md; edit the chapter.
 
 __all__ = [
     "ActorCriticConfig",
-    "LAPTOP_SIZES",
+    "LAPTOP_FRAME",
     "BASELINE_LOOPS",
     "ActorCriticState",
     "candidates",
@@ -76,11 +76,12 @@ class ActorCriticConfig:
                 )
 
 
-LAPTOP_SIZES: dict[str, Any] = {
+LAPTOP_FRAME: dict[str, Any] = {
     "width": 128,
     "batch_size": 128,
     "num_particles": 16,
     "tau": 0.02,
+    "reward_scale": 1.0,
     "actor_lr": 1e-3,
     "critic_lr": 1e-3,
     "initial_alpha": 1.0,

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from som.agent.actor_critic import (
     AGENTS,
-    LAPTOP_SIZES,
+    LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
     q_value,
@@ -239,10 +239,9 @@ LITERAL = SOMConfig(
     ema_policy=False,
 )
 LAPTOP = SOMConfig(
-    **LAPTOP_SIZES,
+    **LAPTOP_FRAME,
     num_samples=16,
     chunk=0,
-    reward_scale=1.0,
     policy_delay=1,
 )
 BANDIT = replace(

@@ -147,7 +147,13 @@ class DACER(DiffusionAgent):
     profiles: ClassVar[dict[str, Any]] = {
         "paper": DACERConfig(),
         "laptop": DACERConfig(
-            **LAPTOP | {"actor_lr": 3e-4, "num_particles": 1},  # see "Traps"
+            **LAPTOP
+            | {
+                "num_particles": 1,
+                "actor_lr": 3e-4,  # see "Traps", as for the next two
+                "reward_scale": 0.2,
+                "policy_delay": 2,
+            },
             alpha_delay=1_000,
             entropy_samples=64,
         ),

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Int
 
 from som.agent.actor_critic import (
     BASELINE_LOOPS,
-    LAPTOP_SIZES,
+    LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
 )
@@ -216,7 +216,8 @@ class DiffusionConfig(ActorCriticConfig):
             )
 
 
-LAPTOP: dict[str, Any] = LAPTOP_SIZES | {
+LAPTOP: dict[str, Any] = LAPTOP_FRAME | {
+    "policy_delay": 1,
     "activation": "gelu",  # as SOM's
     "num_steps": 10,
 }  # what the profiles `laptop` of these agents share

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from som.agent.actor_critic import (
     AGENTS,
     BASELINE_LOOPS,
-    LAPTOP_SIZES,
+    LAPTOP_FRAME,
     ActorCriticConfig,
     best_of_n,
 )
@@ -77,7 +77,7 @@ def row_loss(
     return identity + ivc_weight * constraint
 
 
-LAPTOP = MFPConfig(**LAPTOP_SIZES)
+LAPTOP = MFPConfig(**LAPTOP_FRAME, policy_delay=1)
 
 
 @dataclass(frozen=True)

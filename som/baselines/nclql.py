@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from som.agent.actor_critic import (
     AGENTS,
     BASELINE_LOOPS,
-    LAPTOP_SIZES,
+    LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
     best_of_n,
@@ -108,7 +108,8 @@ class LangevinConfig(ActorCriticConfig):
             )
 
 
-LAPTOP: dict[str, Any] = LAPTOP_SIZES | {
+LAPTOP: dict[str, Any] = LAPTOP_FRAME | {
+    "reward_scale": 0.2,  # a temperature here
     "activation": "gelu",
     "num_particles": 1,
 }  # what the profiles `laptop` and `bandit` share

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from som.agent.actor_critic import (
     AGENTS,
     BASELINE_LOOPS,
-    LAPTOP_SIZES,
+    LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
     q_value,
@@ -113,9 +113,9 @@ class QSM(ActorCritic):
 
     profiles: ClassVar[dict[str, Any]] = {
         "paper": QSMConfig(),
-        "laptop": QSMConfig(**LAPTOP_SIZES, first_step=0.1),
+        "laptop": QSMConfig(**LAPTOP_FRAME, first_step=0.1),
         "relax": QSMConfig(reward_scale=1.0),
-        "bandit": QSMConfig(**LAPTOP_SIZES, first_step=0.02, q_factor=10.0),
+        "bandit": QSMConfig(**LAPTOP_FRAME, first_step=0.02, q_factor=10.0),
     }
     loops: ClassVar[dict[str, dict[str, Any]]] = BASELINE_LOOPS | {
         "relax": BASELINE_LOOPS["paper"]

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from som.agent.actor_critic import (
     AGENTS,
     BASELINE_LOOPS,
-    LAPTOP_SIZES,
+    LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
     candidates,
@@ -98,9 +98,8 @@ class SAC(ActorCritic):
     profiles: ClassVar[dict[str, Any]] = {
         "paper": SACConfig(),
         "laptop": SACConfig(
-            **LAPTOP_SIZES | {"num_particles": 1},
+            **LAPTOP_FRAME | {"num_particles": 1},
             alpha_lr=1e-3,
-            reward_scale=1.0,
         ),
         "relax": SACConfig(jacobian=False),  # a defect, see "Differences"
     }

@@ -134,7 +134,8 @@ class SDAC(Reweighted):
         "paper": SDACConfig(),
         "laptop": SDACConfig(**LAPTOP, num_samples=32),
         "bandit": SDACConfig(
-            **LAPTOP | {"num_particles": 1, "actor_lr": 2e-3},
+            **LAPTOP
+            | {"num_particles": 1, "actor_lr": 2e-3, "policy_delay": 2},
             num_samples=16,
             q_factor=50.0,
         ),

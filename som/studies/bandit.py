@@ -253,7 +253,8 @@ def fit_seeds(
         )
     if profile is None:
         profile = "bandit" if "bandit" in kind.profiles else "laptop"
-        settings = {"tau": 0.01} | settings  # it only averages policies here
+        pace = {"tau": 0.01, "policy_delay": 2}  # there is no hurry here
+        settings = pace | settings
     agent = make_agent(algo, 1, 2, profile, **settings)
     if known:
         agent = with_known_critic(agent, reward)
