@@ -150,9 +150,8 @@ class DACER(DiffusionAgent):
             **LAPTOP
             | {
                 "num_particles": 1,
-                "actor_lr": 3e-4,  # see "Traps", as for the next two
+                "actor_lr": 3e-4,  # see "Traps", as for the next
                 "reward_scale": 0.2,
-                "policy_delay": 2,
             },
             alpha_delay=1_000,
             entropy_samples=64,

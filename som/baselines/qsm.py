@@ -113,7 +113,9 @@ class QSM(ActorCritic):
 
     profiles: ClassVar[dict[str, Any]] = {
         "paper": QSMConfig(),
-        "laptop": QSMConfig(**LAPTOP_FRAME, first_step=0.1),
+        "laptop": QSMConfig(
+            **LAPTOP_FRAME | {"reward_scale": 0.2}, first_step=0.1
+        ),
         "relax": QSMConfig(reward_scale=1.0),
         "bandit": QSMConfig(**LAPTOP_FRAME, first_step=0.02, q_factor=10.0),
     }
