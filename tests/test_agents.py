@@ -25,8 +25,8 @@ NAMES = sorted(AGENTS)
 OFF_POLICY = [name for name in NAMES if not AGENTS[name].on_policy]
 TINY = {
     "width": 8, "depth": 1, "batch_size": 8, "num_particles": 2, "num_samples": 2,
-    "num_steps": 2, "num_levels": 3, "steps_per_level": 1, "policy_steps": 3,
-    "value_steps": 3, "gradient_steps": 2, "entropy_samples": 4, "uniform_samples": 2,
+    "num_steps": 2, "num_levels": 3, "num_gradient_steps": 2, "num_uniform": 2,
+    "entropy_samples": 4, "policy_steps": 3, "value_steps": 3, "policy_delay": 2,
     "alpha_delay": 2, "chunk": 0,
 }  # fmt: skip
 LOOP = {
@@ -40,6 +40,11 @@ def tiny(name, **changes):
     """The fields of TINY that an agent's configuration has."""
     own = {f.name for f in fields(AGENTS[name].profiles["laptop"])}
     return {k: v for k, v in (TINY | changes).items() if k in own}
+
+
+def test_tiny_names_settings():
+    """A name that no agent has would be dropped in silence."""
+    assert set(TINY) <= set().union(*(tiny(name) for name in NAMES))
 
 
 def make(name, **changes):

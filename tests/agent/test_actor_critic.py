@@ -88,6 +88,23 @@ def test_terminal_steps_do_not_bootstrap():
     np.testing.assert_allclose(metrics["critic/loss"], by_hand, rtol=1e-5)
 
 
+def test_policy_targets_and_temperature_wait_for_their_turn():
+    agent = SOM(replace(TINY, policy_delay=2, alpha_delay=3), 3, 2)
+    old, key = agent.init(jax.random.PRNGKey(0)), jax.random.PRNGKey(1)
+    for step in range(4):
+        new, metrics = jax.jit(agent.update)(old, transitions(4), key)
+        same = {
+            name: jax.tree.all(jax.tree.map(np.array_equal, a, b))
+            for name, a, b in zip(old._fields, old, new, strict=True)
+        }
+        assert not same["critic"]
+        for name in ("policy", "target_policy", "target_critic"):
+            assert same[name] == (step % 2 == 1), (step, name)
+        assert same["log_alpha"] == (step % 3 != 0), step
+        assert (metrics["policy/loss"] == 0) == (step % 2 == 1), step
+        old = new
+
+
 def test_blanks_are_blank():
     agent = ActorCritic(ActorCriticConfig(), 3, 2)
     for call in (
