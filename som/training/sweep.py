@@ -226,6 +226,7 @@ def one_by_one(jobs: Sequence[Job], progress: Progress | None = None) -> None:
                 progress(sum(done), f"run {i + 1} of {len(jobs)}, {job.name}")
 
         run_one(job, tell)
+        jax.clear_caches()  # some fifty runs' programs fill a process's maps
 
 
 # %% Many machines
