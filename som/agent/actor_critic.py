@@ -17,6 +17,7 @@ __all__ = [
     "alpha_step",
     "ActorCritic",
     "AGENTS",
+    "ELSEWHERE",
     "closest",
     "make_agent",
 ]
@@ -395,18 +396,63 @@ class ActorCritic:
 
 # %% Agents by name
 AGENTS: dict[str, Any] = {}
+ELSEWHERE = {
+    "gamma": "here it is 'discount'",
+    "gae_lambda": "here it is 'trace', of ppo",
+    "clip_range": "here it is 'clip', of ppo",
+    "n_epochs": "here they are 'policy_steps' and 'value_steps', of ppo",
+    "learning_rate": "here they are 'actor_lr' and 'critic_lr'",
+    "policy_lr": "here it is 'actor_lr'",
+    "q_lr": "here it is 'critic_lr'",
+    "ent_coef": "here it is 'initial_alpha', where the temperature starts",
+    "polyak": "here it is 'tau', the share that moves",
+    "policy_frequency": "here it is 'policy_delay'",
+    "target_update_interval": "here it is 'policy_delay'",
+    "net_arch": "here they are 'width' and 'depth'",
+    "hidden_sizes": "here they are 'width' and 'depth'",
+    "activation_fn": "here it is 'activation'",
+    "buffer_size": "here it is 'capacity', of the loop",
+    "learning_starts": "here it is 'warmup', of the loop",
+    "start_steps": "here it is 'warmup', of the loop",
+    "train_freq": "here it is 'updates_per_step', of the loop",
+    "gradient_steps": "here it is 'updates_per_step', of the loop",
+    "n_envs": "here it is 'num_envs', of the loop",
+    "n_steps": "here it is 'chunk_steps', of the loop",
+    "total_timesteps": "here it is the argument 'steps'",
+    "env_id": "here it is the argument 'env'",
+    "seed": "here it is the argument 'seeds'",
+    "verbose": "there is none: see the argument 'progress'",
+    "device": "there is none: JAX takes a GPU where it finds one, unless "
+    "the environment has JAX_PLATFORMS=cpu",
+    "td3": "there is none; 'sac' is the nearest relative",
+    "ddpg": "there is none; 'sac' is the nearest relative",
+    "a2c": "there is none; 'ppo' is the nearest relative",
+    "trpo": "there is none; 'ppo' is the nearest relative",
+    "dqn": "there is none: actions here are continuous",
+}  # names in other libraries, and what to say to them
 
 
 def closest(word: str, choices, what: str) -> str:
-    """The choice itself, or a ValueError that names the nearest one.
+    """The choice itself, or a ValueError that leads to the right one.
+
+    Args:
+        word: what was given.
+        choices: the names there are.
+        what: what they are names of, for the sentence.
 
     Raises:
         ValueError: word is not among the choices.
     """
     if word in choices:
         return word
-    near = difflib.get_close_matches(word, list(choices), 1, 0.0)[0]
-    raise ValueError(f"unknown {what} {word!r}; did you mean {near!r}?")
+    plain = str(word).lower().replace("-", "_")
+    near = [plain] if plain in choices else None
+    near = near or difflib.get_close_matches(plain, list(choices), 3)
+    hint = f"known are {', '.join(sorted(choices))}"
+    if near:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    hint = ELSEWHERE.get(plain, hint)
+    raise ValueError(f"unknown {what} {word!r}; {hint}")
 
 
 def make_agent(

@@ -1,6 +1,8 @@
 """The frame: acting, both critics, names."""
 
-from dataclasses import replace
+import inspect
+import re
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 from examples import transitions
 
+from som import train
 from som.agent.actor_critic import (
     AGENTS,
+    ELSEWHERE,
     ActorCritic,
     ActorCriticConfig,
     add_noise,
@@ -20,6 +24,7 @@ from som.agent.actor_critic import (
     q_value,
 )
 from som.agent.som import SOM, SOMConfig
+from som.training.loop import LoopConfig
 
 TINY = SOMConfig(width=8, depth=1, batch_size=4, num_samples=4, num_particles=3)
 
@@ -120,3 +125,28 @@ def test_closest_names_the_nearest():
     assert closest("som", AGENTS, "algorithm") == "som"
     with pytest.raises(ValueError, match=r"unknown algorithm 'smo'.*'som'"):
         closest("smo", AGENTS, "algorithm")
+    with pytest.raises(ValueError, match=r"did you mean 'sac'\?$"):
+        closest("SAC", AGENTS, "algorithm")
+
+
+def test_closest_names_three_at_most_and_all_where_none_is_near():
+    names = ["actor_lr", "critic_lr", "alpha_lr", "value_lr", "width"]
+    with pytest.raises(ValueError) as error:
+        closest("a_lr", names, "setting")
+    near = "'value_lr' or 'alpha_lr' or 'actor_lr'"
+    assert str(error.value) == f"unknown setting 'a_lr'; did you mean {near}?"
+    every = "actor_lr, alpha_lr, critic_lr, value_lr, width"
+    with pytest.raises(ValueError, match=f"unknown setting 'zebra'; known are {every}"):
+        closest("zebra", names, "setting")
+
+
+def test_names_of_other_libraries_lead_to_names_that_exist():
+    ours = {f.name for kind in AGENTS.values() for f in fields(kind.profiles["laptop"])}
+    ours |= {f.name for f in fields(LoopConfig)} | {*AGENTS}
+    ours |= {*inspect.signature(train).parameters}
+    for word, hint in ELSEWHERE.items():
+        assert word not in ours
+        with pytest.raises(ValueError, match=re.escape(f"setting '{word}'; {hint}")):
+            closest(word, ours, "setting")
+        named = set(re.findall(r"'(\w+)'", hint))
+        assert named <= ours and (named or hint.startswith("there is none")), hint
