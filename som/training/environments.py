@@ -6,6 +6,9 @@ Exported by tools/export.py from book/training/environments.md; edit the chapter
 __all__ = [
     "TASKS",
     "rescale",
+    "Task",
+    "as_task",
+    "TaskError",
     "restore_physics",
     "restore_object",
     "Pusher",
@@ -16,6 +19,7 @@ __all__ = [
     "Step",
     "Plain",
     "Batched",
+    "LONGEST",
     "Environments",
     "make",
     "render_env",
@@ -23,10 +27,18 @@ __all__ = [
 
 import copy
 import difflib
+import importlib
+import json
 import os
+import re
+import sysconfig
+import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -71,9 +83,185 @@ def rescale(
         high: upper bounds `[A]`, in the task's units.
 
     Returns:
-        Actions `[..., A]` in the task's units.
+        Actions `[..., A]` in the task's units, never outside its box.
     """
-    return (high + low) / 2 + (high - low) / 2 * np.clip(action, -1, 1)
+    inside = np.clip(action, -1, 1)
+    return np.clip((high + low) / 2 + (high - low) / 2 * inside, low, high)
+
+
+# %% Tasks of your own
+@dataclass(frozen=True)
+class Task:
+    """What the copies of an environment are made of.
+
+    Raises:
+        ValueError: a single environment, or arguments that JSON cannot hold.
+    """
+
+    env: Any  # a Gymnasium id, or a function or class that makes one
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: Sequence[Callable[[Any], Any]] = ()  # the innermost first
+
+    def __post_init__(self):
+        if isinstance(self.env, gym.Env | gym.vector.VectorEnv):
+            raise ValueError(
+                f"env is one environment, {self.env}, and several are "
+                "needed: give its Gymnasium id, its class, or a function "
+                "that makes one"
+            )
+        if not (isinstance(self.env, str) or callable(self.env)):
+            raise ValueError(
+                f"env is {self.env!r}; a Gymnasium id, or a function or "
+                "class that makes an environment, is wanted"
+            )
+        try:  # what is made now is what the record will say
+            kept = json.loads(json.dumps(dict(self.kwargs), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"env_kwargs is {self.kwargs!r}, which a record cannot "
+                f"keep ({error}): numbers, texts and lists are wanted"
+            ) from None
+        object.__setattr__(self, "kwargs", kept)
+
+    @property
+    def name(self) -> str:
+        """The id, or what is called: `Wrapper(make())`."""
+        name = self.env
+        if not isinstance(name, str):
+            name = f"{_name(name)}()"
+        for wrapper in self.wrappers:
+            name = f"{_name(wrapper)}({name})"
+        return name
+
+
+def _name(call):
+    call = getattr(call, "func", call)  # of a partial
+    return getattr(call, "__qualname__", type(call).__qualname__)
+
+
+def as_task(env: Any) -> Task:
+    """The task that is meant by a Task, an id or a factory."""
+    return env if isinstance(env, Task) else Task(env)
+
+
+class TaskError(ValueError):
+    """A task fails, or returns what nobody can learn from; one sentence."""
+
+
+_PYTHON = ("<frozen", sysconfig.get_path("stdlib"), gym.__path__[0])
+_LIBRARIES = (*_PYTHON, sysconfig.get_path("purelib"))
+
+
+def _told(error):
+    """What an error says, and on which line of the user's it arose."""
+    text = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, gym.error.Error):
+        return text
+    text = f"{type(error).__name__}: {text}".rstrip(": ")
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals is not globals()
+    ]
+    for foreign in (_LIBRARIES, _PYTHON):
+        own = [f for f in frames if not f[0].startswith(foreign)]
+        if own:
+            return "{} ({}, line {})".format(text, *own[-1])
+    return _told(error.__cause__) if error.__cause__ else text
+
+
+@contextmanager
+def _blame(what: str) -> Iterator[None]:
+    """Say of an error in a task's own code what failed, and where."""
+    try:
+        yield
+    except Exception as error:
+        raise TaskError(f"{what}: {_told(error)}") from error
+
+
+def _find(env_id):
+    """Return the specification of an id, or name the nearest known one."""
+    if env_id.endswith(")"):
+        raise ValueError(
+            f"{env_id} is made by a program, and files keep only its name: "
+            "give what makes it again, as env"
+        )
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import(module, env_id)
+    try:
+        return gym.spec(name)
+    except (gym.error.Error, ImportError) as error:
+        match = difflib.get_close_matches
+        near = match(name, TASKS, 1) or match(name, gym.registry, 1, 0)
+        raise ValueError(
+            f"{env_id!r} is no Gymnasium task: did you mean {near[0]!r}?"
+        ) from error
+
+
+def _import(module, env_id):
+    """Import the module of an id, which registers it."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(
+                f"{env_id!r} names the module {module!r}, which is neither "
+                "in the current folder nor on Python's path"
+            ) from error
+        raise ValueError(
+            f"cannot import {module!r}: {_told(error)}"
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"cannot import {module!r}: {_told(error)}"
+        ) from error
+
+
+_LEAVES = (
+    gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete,
+    gym.spaces.MultiBinary,
+)  # fmt: skip
+
+
+def _flattens(space):
+    """Whether Gymnasium lays a space end to end without loss."""
+    if isinstance(space, gym.spaces.Dict):
+        return all(map(_flattens, space.spaces.values()))
+    if isinstance(space, gym.spaces.Tuple):
+        return all(map(_flattens, space.spaces))
+    return isinstance(space, _LEAVES)
+
+
+def _is_vector(space):
+    box = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+    return box and space.shape[0] > 0
+
+
+def _flat(env, name):
+    """Flatten observations; refuse spaces that no agent can act in."""
+    if not _is_vector(env.observation_space) and _flattens(
+        env.observation_space
+    ):
+        env = gym.wrappers.FlattenObservation(env)
+    for does, space in (
+        ("takes actions from", env.action_space),
+        ("returns observations from", env.observation_space),
+    ):
+        shown = f"{name} {does} {' '.join(str(space).split())}"
+        if not _is_vector(space):
+            raise ValueError(f"{shown}: a Box of one dimension is wanted")
+        if space is env.action_space:
+            _check_bounds(space, shown)
+    return env
+
+
+def _check_bounds(space, shown):
+    if not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"{shown}: a Box of floats is wanted")
+    largest = min(np.finfo(t).max for t in (space.dtype, np.float32)) / 4
+    if not (np.abs([space.low, space.high]) < largest).all():
+        raise ValueError(f"{shown}: finite bounds are wanted")
 
 
 # %% Why simulators drift
@@ -131,22 +319,17 @@ class Pusher(PusherEnv):
         )
 
 
-def make_one(env_id: str, paper_physics: bool = True, **kwargs) -> gym.Env:
-    """Make one Gymnasium environment; v4 tasks get the paper's physics.
+def _is_robot(spec, kwargs):
+    """Whether an id is a v4 robot of Gymnasium, with its own model."""
+    own = r"gymnasium\.envs\.mujoco\.\w+_v4:"
+    model = {**spec.kwargs, **kwargs}.get("xml_file")
+    return re.match(own, str(spec.entry_point)) and model is None
 
-    Args:
-        env_id: a Gymnasium id, such as "Ant-v4".
-        paper_physics: False leaves MuJoCo's physics as installed.
-        **kwargs: passed on to `gymnasium.make`.
 
-    Returns:
-        The environment, with actions in the task's own units.
-
-    Raises:
-        ValueError: an unknown id, or a task that cannot be made here.
-    """
-    spec = copy.copy(_find(env_id))
-    if env_id == "Pusher-v4":
+def _from_registry(spec, paper_physics, **kwargs):
+    """Make a registered environment; a v4 robot gets the paper's physics."""
+    robot, spec = _is_robot(spec, kwargs), copy.copy(spec)
+    if robot and spec.id == "Pusher-v4":
         spec.entry_point = Pusher
     handler = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)
@@ -154,30 +337,49 @@ def make_one(env_id: str, paper_physics: bool = True, **kwargs) -> gym.Env:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*is out of date")
             env = gym.make(spec, disable_env_checker=True, **kwargs)
-    except (gym.error.Error, ImportError) as error:
-        reason = str(error).rstrip(".")
-        raise ValueError(f"cannot make {env_id!r}: {reason}") from error
     finally:
         mujoco.set_mju_user_warning(handler)
-    task: Any = env.unwrapped
-    v4 = isinstance(task, MujocoEnv) and env_id.endswith("-v4")
-    if paper_physics and v4:
+    if robot and paper_physics:
+        task: Any = env.unwrapped
         restore_physics(task)
-        if env_id == "Pusher-v4":
+        if spec.id == "Pusher-v4":
             restore_object(task.model)
     return env
 
 
-def _find(env_id):
-    """Return the specification of an id, or name the nearest known one."""
+def make_one(env: Any, paper_physics: bool = True, **kwargs) -> gym.Env:
+    """Make one environment; Gymnasium's v4 robots get the paper's physics.
+
+    Args:
+        env: a Gymnasium id such as "Ant-v4", a factory, or a Task.
+        paper_physics: False leaves MuJoCo's physics as installed.
+        **kwargs: passed on to what makes the environment.
+
+    Returns:
+        The environment, with actions in the task's own units and flat
+        observations.
+
+    Raises:
+        ValueError: an unknown id, a task that cannot be made here, or
+            spaces that no agent of this book can act in.
+    """
+    task = as_task(env)
+    make = task.env
+    if isinstance(make, str):
+        make = partial(_from_registry, _find(make), paper_physics)
+    made: Any = None
     try:
-        return gym.spec(env_id)
-    except (gym.error.Error, ImportError) as error:
-        match = difflib.get_close_matches
-        near = match(env_id, TASKS, 1) or match(env_id, gym.registry, 1, 0)
-        raise ValueError(
-            f"{env_id!r} is no Gymnasium task: did you mean {near[0]!r}?"
-        ) from error
+        with _blame(f"cannot make {task.name!r}"):
+            made = make(**task.kwargs, **kwargs)
+            if not isinstance(made, gym.Env):
+                raise TypeError(f"{made!r} is no gymnasium.Env")
+            for wrapper in task.wrappers:
+                made = wrapper(made)
+        return _flat(made, task.name)
+    except BaseException:
+        if isinstance(made, gym.Env):
+            made.close()
+        raise
 
 
 # %% The rules of the nine tasks
@@ -332,25 +534,83 @@ class Step(NamedTuple):
 
 
 # %% Stepping many at once
+def _number(name, what, value):
+    """A float from a number, or from an array of one."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        shape = f" of shape {list(array.shape)}" if array.ndim else ""
+        raise TaskError(
+            f"{name} returned the {what} {value!r}{shape}: one number is "
+            "wanted"
+        )
+    return float(array.item())
+
+
+def _vector(name, size, value):
+    """An observation as an array `[O]`."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.asarray(None)
+    if array.shape != (size,) or array.dtype.kind not in "biuf":
+        raise TaskError(
+            f"{name} returned an observation of shape {list(array.shape)} "
+            f"and type {array.dtype}: numbers of shape {[size]} are wanted"
+        )
+    return array
+
+
+def _values(name, call, returned, wanted):
+    """What `reset` or `step` returned, if it is as many values."""
+    if not (isinstance(returned, tuple) and len(returned) == len(wanted)):
+        is_tuple = isinstance(returned, tuple)
+        what = f"{len(returned)} values" if is_tuple else repr(returned)
+        raise TaskError(
+            f"{call} of {name} returned {what}: {', '.join(wanted)} are "
+            "wanted"
+        )
+    return returned
+
+
 class Plain:
     """An engine of separate Gymnasium environments, for any task.
 
     Args:
-        env_id: the task.
+        env: the task; an id, a factory or a Task.
         num_envs: number of copies, `E`.
         threads: most threads to use; tasks other than MuJoCo's use one.
+        **kwargs: as for `make_one`.
     """
 
-    def __init__(self, env_id: str, num_envs: int, threads: int):
-        self.envs = [make_one(env_id) for _ in range(num_envs)]
+    def __init__(self, env: Any, num_envs: int, threads: int, **kwargs):
+        self._name = as_task(env).name
+        self.envs: list[Any] = []
+        self._pool = None
+        try:
+            for _ in range(num_envs):
+                self.envs.append(make_one(env, **kwargs))
+            if len({id(e.unwrapped) for e in self.envs}) < num_envs:
+                raise ValueError(
+                    f"{self._name} returned the same environment twice: a "
+                    "new one each time is wanted"
+                )
+        except BaseException:
+            self.close()
+            raise
         self.env = self.envs[0]
+        self._size = self.env.observation_space.shape[0]
         mujoco_task = isinstance(self.env.unwrapped, MujocoEnv)
         self._threads = min(threads, num_envs) if mujoco_task else 1
-        self._pool = ThreadPoolExecutor(self._threads)
+        if self._threads > 1:
+            self._pool = ThreadPoolExecutor(self._threads)
 
     def reset(self, i: int, seed: int) -> np.ndarray:
         """Begin an episode in copy i; return its observation `[O]`."""
-        return self.envs[i].reset(seed=seed)[0]
+        with _blame(f"reset of {self._name} failed"):
+            returned = self.envs[i].reset(seed=seed)
+        wanted = "an observation", "a dictionary"
+        pair = _values(self._name, "reset", returned, wanted)
+        return _vector(self._name, self._size, pair[0])
 
     def step(self, ids: np.ndarray, actions: np.ndarray) -> tuple:
         """Step the copies `ids` by actions `[n, A]` in the task's units.
@@ -362,26 +622,50 @@ class Plain:
 
         def run(k):
             pairs = zip(ids[k::n], actions[k::n], strict=True)
-            return [self.envs[i].step(action)[:4] for i, action in pairs]
+            return [self._step_one(i, action) for i, action in pairs]
 
-        parts = list((self._pool.map if n > 1 else map)(run, range(n)))
+        spread = self._pool.map if self._pool and n > 1 else map
+        parts = list(spread(run, range(n)))
         rows = [parts[j % n][j // n] for j in range(len(ids))]
         return tuple(np.array(x) for x in zip(*rows, strict=True))
+
+    def _step_one(self, i, action):
+        with _blame(f"step of {self._name} failed"):
+            returned = self.envs[i].step(action)
+        wanted = "observation", "reward", "terminated", "truncated", "info"
+        five = _values(self._name, "step", returned, wanted)
+        return (
+            _vector(self._name, self._size, five[0]),
+            _number(self._name, "reward", five[1]),
+            bool(_number(self._name, "terminated", five[2])),
+            bool(_number(self._name, "truncated", five[3])),
+        )
+
+    def close(self) -> None:
+        """Close every copy, and the threads; warn of one that fails."""
+        for env in self.envs:
+            try:
+                env.close()
+            except Exception as error:
+                what = f"close of {self._name} failed"
+                warnings.warn(f"{what}: {_told(error)}", stacklevel=2)
+        if self._pool:
+            self._pool.shutdown()
 
 
 class Batched:
     """An engine with all copies in one `mujoco.batch.Batch`.
 
     Args:
-        env_id: one of `RULES`.
+        env: the id or Task of one of `RULES`.
         num_envs: number of copies, `E`.
         threads: most threads to use.
     """
 
-    def __init__(self, env_id: str, num_envs: int, threads: int):
-        self.env = make_one(env_id)
+    def __init__(self, env: Any, num_envs: int, threads: int):
+        self.env = make_one(env)
         task: Any = self.env.unwrapped
-        self._task, self._rules = task, RULES[env_id]
+        self._task, self._rules = task, RULES[as_task(env).name]
         self._batch = Batch(task.model, num_envs, min(threads, num_envs))
         names = ("qpos", "qvel", *self._rules.derived)
         self._fields = {name: self._batch.bind(name) for name in names}
@@ -415,33 +699,62 @@ class Batched:
         terminated = never if healthy is None else ~healthy(after)
         return observe(after), rewards, terminated, never
 
+    def close(self) -> None:
+        """Close the one environment; the batch needs no closing."""
+        self.env.close()
+
+
+LONGEST = 10_000
+"""Steps of an episode up to which its actions are kept for `restore`."""
+
+
+def _inward(space):
+    """The bounds of a Box in single precision, not outside it."""
+    low, high = (x.astype(np.float32) for x in (space.low, space.high))
+    above = np.nextafter(low, np.float32(np.inf))
+    below = np.nextafter(high, np.float32(-np.inf))
+    return (
+        np.where(low < space.low, above, low),
+        np.where(high > space.high, below, high),
+    )
+
+
+def _limit(env):
+    """The time limit of an environment; 1000 steps where it has none."""
+    limit = env.spec and env.spec.max_episode_steps
+    if limit is None and env.has_wrapper_attr("_max_episode_steps"):
+        limit = env.get_wrapper_attr("_max_episode_steps")
+    return limit or 1000
+
 
 class Environments:
     """Copies of one task, stepped together; `make` makes them.
 
+    Use as a context, `with make(...) as environments`, or call `close`.
+
     Args:
-        env_id: the task.
+        env: the task; an id, a factory or a Task.
         engine: what moves the simulations.
         num_envs: number of copies, `E`.
         seed: non-negative integer from which every episode's seed derives.
     """
 
     def __init__(
-        self, env_id: str, engine: Plain | Batched, num_envs: int, seed: int
+        self, env: Any, engine: Plain | Batched, num_envs: int, seed: int
     ):
-        env: Any = engine.env
-        space = env.action_space
-        _check_spaces(env_id, space, env.observation_space)
-        self.env_id, self.num_envs, self.seed = env_id, num_envs, seed
-        self.observation_size = env.observation_space.shape[0]
-        self.action_size = space.shape[0]
-        self.action_low, self.action_high = space.low, space.high
-        self.max_episode_steps = env.spec.max_episode_steps or 1000
-        self._engine = engine
+        one: Any = engine.env
+        self.task, self.num_envs, self.seed = as_task(env), num_envs, seed
+        self.env_id = self.task.name
+        self.observation_size = one.observation_space.shape[0]
+        self.action_size = one.action_space.shape[0]
+        self.action_low, self.action_high = _inward(one.action_space)
+        self.max_episode_steps = _limit(one)
+        self._engine, self._dtype = engine, one.action_space.dtype
         self._episode = np.full(num_envs, -1)
         self._length = np.zeros(num_envs, int)
         self._return = np.zeros(num_envs)
-        shape = num_envs, self.max_episode_steps, self.action_size
+        kept = min(self.max_episode_steps, LONGEST)
+        shape = num_envs, kept, self.action_size
         self._actions = np.zeros(shape, np.float32)
 
     def reset(self) -> Float[np.ndarray, "E O"]:
@@ -460,12 +773,14 @@ class Environments:
 
         Raises:
             ValueError: actions of another shape or not finite, a step
-                before `reset`, a task that returns nan or infinity.
+                before `reset`.
+            TaskError: the task fails, or returns what it must not.
         """
-        actions = self._check_actions(np.asarray(actions, np.float32))
+        sent = self._check_actions(np.asarray(actions, np.float32))
         ids = np.arange(self.num_envs)
-        self._actions[ids, self._length] = actions
-        after, reward, terminated, truncated = self._move(ids, actions)
+        short = self._length < self._actions.shape[1]
+        self._actions[ids[short], self._length[short]] = sent[short]
+        after, reward, terminated, truncated = self._move(ids, sent)
         ended = terminated | truncated
         returns = np.where(ended, self._return, np.nan).astype(np.float32)
         length, observation = self._length.copy(), after.copy()
@@ -512,38 +827,82 @@ class Environments:
         size = self.num_envs, self.observation_size
         observation = np.zeros(size, np.float32)
         for i in np.flatnonzero(self._episode >= 0).tolist():
-            ids, observation[i] = np.array([i]), self._begin(i)
-            for action in self._actions[i, : state["length"][i]]:
-                observation[i] = self._move(ids, action[None])[0][0]
+            observation[i] = self._repeat(i, int(state["length"][i]))
         return observation
+
+    def render(self) -> np.ndarray:
+        """Draw the first copy, `[H, W, 3]`; see `make`.
+
+        Raises:
+            TaskError: it cannot be drawn.
+        """
+        with _blame(f"cannot draw {self.env_id}"):
+            frame = np.asarray(self._engine.env.render())
+        if frame.ndim != 3 or frame.shape[2] != 3:
+            raise TaskError(
+                f"{self.env_id} drew {list(frame.shape)}: a picture of "
+                "shape [H, W, 3] is wanted"
+            )
+        return frame
+
+    def close(self) -> None:
+        """Close every copy; nothing else can be done afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> "Environments":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _begin(self, i):
         """Begin copy i's episode from its own seed; return `[O]`."""
         self._length[i], self._return[i] = 0, 0.0
         entropy = self.seed, i, int(self._episode[i])
-        seed = np.random.SeedSequence(entropy).generate_state(1)[0]
-        return np.float32(self._engine.reset(i, int(seed)))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        if self.env_id not in TASKS:
+            seed %= 2**31
+        first = self._engine.reset(i, seed)[None]
+        return self._check_values(np.array([i]), first, np.zeros(1))[0][0]
+
+    def _repeat(self, i, length):
+        """Go through copy i's episode again, or begin another; `[O]`."""
+        observation, ended = self._begin(i), length > self._actions.shape[1]
+        for action in self._actions[i, : 0 if ended else length]:
+            step = self._move(np.array([i]), action[None])
+            observation, ended = step[0][0], (step[2] | step[3])[0]
+            if ended:
+                break
+        if ended:
+            self._episode[i] += 1
+            observation = self._begin(i)
+        return observation
 
     def _move(self, ids, actions):
-        """Step the copies `ids` and count; refuse what is not finite."""
+        """Step the copies `ids` and count."""
         actions = rescale(actions, self.action_low, self.action_high)
         observation, reward, terminated, truncated = self._engine.step(
-            ids, actions
+            ids, actions.astype(self._dtype)
         )
         self._length[ids] += 1
         self._return[ids] += reward
+        observation, reward = self._check_values(ids, observation, reward)
+        truncated = truncated | (self._length[ids] >= self.max_episode_steps)
+        return observation, reward, terminated, truncated
+
+    def _check_values(self, ids, observation, reward):
+        """Single precision of what a task returned; refuse the infinite."""
         with np.errstate(over="ignore"):
             observation, reward = np.float32(observation), np.float32(reward)
         sound = np.isfinite(observation).all(1) & np.isfinite(reward)
         if not sound.all():
             i = ids[np.argmin(sound)]
-            raise ValueError(
+            raise TaskError(
                 f"{self.env_id} returned an observation or reward that is "
                 f"not finite at step {self._length[i]} of episode "
                 f"{self._episode[i]} of environment {i}"
             )
-        truncated = truncated | (self._length[ids] >= self.max_episode_steps)
-        return observation, reward, terminated, truncated
+        return observation, reward
 
     def _check_actions(self, actions):
         """Refuse actions of another shape, not finite, or too early."""
@@ -565,33 +924,24 @@ class Environments:
         return actions
 
 
-def _check_spaces(env_id, action, observation):
-    """Refuse tasks without a bounded Box of actions and flat observations."""
-    box = gym.spaces.Box
-    if not isinstance(action, box) or len(action.shape) != 1:
-        raise ValueError(
-            f"{env_id} takes actions from {action}: "
-            "a Box of one dimension is wanted"
-        )
-    if not action.is_bounded():
-        raise ValueError(
-            f"{env_id} takes actions from {action}: finite bounds are wanted"
-        )
-    if not isinstance(observation, box) or len(observation.shape) != 1:
-        raise ValueError(
-            f"{env_id} returns observations from {observation}: "
-            "a Box of one dimension is wanted"
-        )
+def _has_rules(task):
+    """Whether a task is one of RULES, with nothing changed."""
+    by_id = isinstance(task.env, str) and task.env in RULES
+    if not by_id or task.kwargs or task.wrappers:
+        return False
+    spec = gym.spec(task.env)
+    changed = spec.kwargs or spec.additional_wrappers
+    return bool(_is_robot(spec, {}) and not changed)
 
 
 def make(
-    env_id: str, num_envs: int, seed: int, threads: int = 0
+    env: Any, num_envs: int, seed: int, threads: int = 0
 ) -> Environments:
-    """Make copies of a Gymnasium task; v4 tasks get the paper's physics.
+    """Make copies of a task; Gymnasium's v4 robots get the paper's physics.
 
     Args:
-        env_id: any task with a bounded Box of actions and flat
-            observations; one without a time limit gets 1000 steps.
+        env: a Gymnasium id, a factory or a Task, with a bounded Box of
+            actions; one without a time limit gets 1000 steps.
         num_envs: number of copies, `E`.
         seed: non-negative integer from which every episode's seed derives.
         threads: threads for the physics; 0 means one per core.
@@ -609,11 +959,10 @@ def make(
         raise ValueError(f"seed is {seed}: at least 0 is wanted")
     if threads < 0:
         raise ValueError(f"threads is {threads}: at least 0 is wanted")
-    engine = Batched if env_id in RULES else Plain
+    task = as_task(env)
+    engine = Batched if _has_rules(task) else Plain
     threads = threads or os.cpu_count() or 1
-    return Environments(
-        env_id, engine(env_id, num_envs, threads), num_envs, seed
-    )
+    return Environments(task, engine(task, num_envs, threads), num_envs, seed)
 
 
 # %% One to look at
@@ -640,7 +989,6 @@ def render_env(
     if isinstance(env.unwrapped, MujocoEnv):
         size: dict[str, Any] = {"width": width, "height": height}
         env = make_one(env_id, render_mode="rgb_array", **size)
-    _check_spaces(env_id, env.action_space, env.observation_space)
     low, high = env.action_space.low, env.action_space.high
     env.unwrapped.np_random = gym.utils.seeding.np_random(seed)[0]
     return gym.wrappers.TransformAction(

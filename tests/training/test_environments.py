@@ -1,6 +1,8 @@
 """Environments: the paper's physics, two engines with the same bits, exact replay."""
 
+import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -8,11 +10,14 @@ import numpy as np
 import pytest
 
 from som.training.environments import (
+    LONGEST,
     RULES,
     TASKS,
     Batched,
     Environments,
     Plain,
+    Task,
+    TaskError,
     make,
     make_one,
     render_env,
@@ -318,12 +323,24 @@ def test_task_that_cannot_be_made_says_why():
 def test_unsuitable_spaces_are_refused(odd):
     assert "CartPole-v1" in refusal(make, "CartPole-v1", 1, 0)
     box = gym.spaces.Box
-    assert "bounds" in refusal(make, odd(action=box(-np.inf, 1, (2,))), 1, 0)
+    for space in (
+        box(-np.inf, 1, (2,)),
+        box(-1, np.finfo(np.float32).max, (2,)),
+        box(-1, 1e300, (2,), np.float64),
+        box(-65504, 65504, (2,), np.float16),
+    ):
+        assert "finite bounds" in refusal(make, odd(action=space), 1, 0)
+    assert "a Box of floats" in refusal(make, odd(action=box(-5, 5, (2,), int)), 1, 0)
     assert "one dimension" in refusal(make, odd(action=box(-1, 1, (2, 2))), 1, 0)
-    assert "observations" in refusal(make, odd(observation=box(-1, 1, (2, 2))), 1, 0)
-    assert "observations" in refusal(
-        make, odd(observation=gym.spaces.Discrete(3)), 1, 0
-    )
+    assert "one dimension" in refusal(make, odd(action=box(-1, 1, (0,))), 1, 0)
+    for space in (
+        gym.spaces.Sequence(box(-1, 1, (2,))),
+        gym.spaces.Text(5),
+        gym.spaces.Dict(a=box(-1, 1), b=gym.spaces.Graph(box(-1, 1), None)),
+        box(-1, 1, (0,)),
+    ):
+        message = refusal(make, odd(observation=space, action=space), 1, 0)
+        assert "Odd-v0" in message
 
 
 def test_task_without_time_limit_gets_one(odd):
@@ -357,3 +374,351 @@ def test_bad_numbers_are_refused():
     state = environments.state()
     state["actions"] = state["actions"][:, :10]
     assert "(2, 10, 2)" in refusal(environments.restore, state)
+
+
+# Tasks of one's own
+
+
+class Own(gym.Env):
+    """Counts what is open, and does in `step` and `reset` what a test asks."""
+
+    open = 0
+    sent: list = []  # noqa: RUF012
+
+    def __init__(self, step=None, reset=None, action=None, observation=None, gain=1):
+        box = gym.spaces.Box(-1, 1, (2,))
+        self.action_space, self.observation_space = action or box, observation or box
+        self.steps, self.resets, self.gain = step, reset, gain
+        Own.open += 1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.ended, self.seed = False, seed
+        return self.resets() if self.resets else (np.zeros(2), {})
+
+    def step(self, action):
+        assert not self.ended, "this episode has ended"
+        Own.sent.append(action)
+        returned = self.steps() if self.steps else (np.zeros(2), 0, False, False, {})
+        self.ended = returned[2]
+        return returned
+
+    def close(self):
+        Own.open -= 1
+
+
+@pytest.fixture(autouse=True)
+def everything_is_closed():
+    Own.open, Own.sent = 0, []
+    yield
+    assert Own.open == 0
+
+
+def own(**kwargs):
+    """A factory of these environments."""
+
+    def make_own():
+        return Own(**kwargs)
+
+    return make_own
+
+
+def first_step(**kwargs):
+    with make(own(**kwargs), 2, seed=0) as environments:
+        environments.reset()
+        return environments.step(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Box(np.float32([-0.1, -3]), np.float32([0.7, 0.3])),
+        gym.spaces.Box(np.array([-0.1, 0.1]), np.array([0.7, 0.3]), dtype=np.float64),
+        gym.spaces.Box(
+            np.float16([-0.1, -3]), np.float16([0.7, 0.3]), dtype=np.float16
+        ),
+    ],
+)
+def test_what_is_sent_is_in_the_action_space(space):
+    with make(own(action=space), 1, seed=0) as environments:
+        environments.reset()
+        for action in ([[-1, -1]], [[1, 1]], [[-7, 7]], [[0.3, -0.9]]):
+            environments.step(action)
+    assert len(Own.sent) == 4
+    for action in Own.sent:
+        assert space.contains(action) and action.dtype == space.dtype
+    close = 1e-3 if space.dtype == np.float16 else 1e-7
+    np.testing.assert_allclose(Own.sent[0], space.low, atol=close)
+    np.testing.assert_allclose(Own.sent[1], space.high, atol=close)
+    # The bounds that a policy keeps are inside too, in single precision.
+    assert environments.action_low.dtype == environments.action_high.dtype == np.float32
+    assert (environments.action_low >= space.low).all()
+    assert (environments.action_high <= space.high).all()
+
+
+@pytest.mark.parametrize(
+    "reward", [2, 2.0, np.float32(2), np.array([2.0]), np.array([[2]]), np.array(2.0)]
+)
+def test_rewards_of_one_number_work(reward):
+    step = first_step(step=lambda: (np.zeros(2), reward, False, np.array([True]), {}))
+    np.testing.assert_array_equal(step.reward, np.float32([2, 2]))
+    np.testing.assert_array_equal(step.episode_return, np.float32([2, 2]))
+    assert step.truncated.all() and not step.terminated.any()
+
+
+@pytest.mark.parametrize(
+    "returned, told",
+    [
+        ((np.zeros(2), np.zeros(3), False, False, {}), "reward .* of shape \\[3\\]"),
+        ((np.zeros(2), None, False, False, {}), "reward None: one number"),
+        ((np.zeros(2), 1j, False, False, {}), "reward 1j: one number"),
+        ((np.zeros(2), 0.0, "no", False, {}), "terminated 'no': one number"),
+        ((np.zeros(3), 0.0, False, False, {}), "shape \\[3\\] .*\\[2\\] are wanted"),
+        (([[1], [1, 2]], 0.0, False, False, {}), "observation .*\\[2\\] are wanted"),
+        ((np.zeros(2), 0.0, False, {}), "step of .* returned 4 values: .*truncated"),
+        ((np.zeros(2), np.inf, False, False, {}), "not finite at step 1 of episode 0"),
+        ((np.full(2, np.nan), 0.0, False, False, {}), "not finite at step 1"),
+    ],
+)
+def test_what_step_returns_is_checked(returned, told):
+    with pytest.raises(TaskError, match=told):
+        first_step(step=lambda: returned)
+
+
+@pytest.mark.parametrize(
+    "returned, told",
+    [
+        (np.zeros(2), "reset of .* an observation, a dictionary are wanted"),
+        (
+            (np.full(2, np.nan), {}),
+            "not finite at step 0 of episode 0 of environment 0",
+        ),
+        ((np.full(2, 1e300), {}), "not finite at step 0"),
+        ((np.zeros((1, 2)), {}), "shape \\[1, 2\\]"),
+    ],
+)
+def test_what_reset_returns_is_checked(returned, told):
+    with make(own(reset=lambda: returned), 1, 0) as environments:
+        with pytest.raises(TaskError, match=told):
+            environments.reset()
+        environments._episode[:] = 0
+        with pytest.raises(TaskError, match=told):
+            environments.restore(environments.state())
+
+
+def helper(values):
+    return np.linalg.inv(values)  # the line that is told
+
+
+def test_a_mistake_is_told_with_its_line():
+    line = helper.__code__.co_firstlineno + 1
+    told = rf"^step of .*own.* failed: LinAlgError: .* \({__file__}, line {line}\)$"
+    with pytest.raises(TaskError, match=told) as caught:
+        first_step(step=lambda: helper(np.zeros((2, 2))))
+    assert isinstance(caught.value.__cause__, np.linalg.LinAlgError)
+    with (
+        make(own(reset=lambda: helper("x")), 1, 0) as environments,
+        pytest.raises(TaskError, match=rf"^reset of .*\({__file__}, line {line}\)$"),
+    ):
+        environments.reset()
+    for call in (
+        lambda: make(own(nonsense=1), 1, 0),
+        lambda: make(Task(own(), wrappers=[lambda env: helper("x")]), 1, 0),
+    ):
+        with pytest.raises(TaskError, match=rf"\({__file__}, line \d+\)$"):
+            call()
+
+
+def test_observations_are_flattened_without_loss():
+    box, image = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(0, 255, (2, 3), np.uint8)
+    space = gym.spaces.Dict(
+        a=box,
+        b=gym.spaces.Tuple([gym.spaces.Discrete(3), image]),
+        c=gym.spaces.Box(0, 1),
+    )
+    value = space.sample()
+    with make(own(observation=space, reset=lambda: (value, {})), 1, 0) as environments:
+        assert environments.observation_size == 2 + 3 + 6 + 1
+        first = environments.reset()[0]
+    back = gym.spaces.unflatten(space, first)
+    np.testing.assert_array_equal(back["a"], value["a"])
+    assert back["b"][0] == value["b"][0]
+    np.testing.assert_array_equal(back["b"][1], value["b"][1])
+    with make(own(observation=image, reset=lambda: (image.sample(), {})), 1, 0) as one:
+        assert one.reset().shape == (1, 6)
+
+
+def test_factories_wrappers_and_arguments():
+    limited = partial(gym.wrappers.TimeLimit, max_episode_steps=7)
+    task = Task(Own, {"gain": 3}, [limited, gym.wrappers.TimeAwareObservation])
+    assert task.name == "TimeAwareObservation(TimeLimit(Own()))"
+    with make(task, 2, 0) as environments:
+        assert environments.env_id == task.name
+        assert environments.observation_size == 3
+        assert environments.max_episode_steps == 7
+        assert environments._engine.envs[1].unwrapped.gain == 3
+    assert Task(Own, {"gain": (1, 2)}).kwargs == {"gain": [1, 2]}
+    assert Task("Hopper-v4").name == "Hopper-v4"
+
+
+def test_a_single_environment_is_refused():
+    one = Own()
+    message = refusal(make, one, 1, 0)
+    assert "one environment" in message and "its class, or a function" in message
+    assert "returned the same environment twice" in refusal(make, lambda: one, 2, 0)
+    Own.open = 0  # it was closed twice
+    assert "is wanted" in refusal(make, 3, 1, 0)
+    assert "no gymnasium.Env" in refusal(make, lambda: 3, 1, 0)
+    for kwargs in ({"gain": np.ones(2)}, {"gain": np.nan}):
+        assert "env_kwargs" in refusal(Task, Own, kwargs)
+    assert "own.<locals>.make_own() is made by a program" in refusal(
+        make, Task(own()).name, 1, 0
+    )
+
+
+def test_what_could_not_be_made_is_closed():
+    def third_fails():
+        if Own.open == 2:
+            raise OSError("no more")
+        return Own()
+
+    assert "no more" in refusal(make, third_fails, 3, 0)
+    assert Own.open == 0
+    refusal(make, own(action=gym.spaces.Discrete(2)), 2, 0)
+    assert Own.open == 0
+
+
+def test_a_close_that_fails_is_a_warning():
+    class Stuck(Own):
+        def close(self):
+            super().close()
+            raise OSError("stuck")
+
+    with pytest.warns(
+        UserWarning, match=r"close of .*Stuck\(\) failed: OSError: stuck"
+    ):
+        make(Stuck, 2, 0).close()
+    assert Own.open == 0
+
+
+def test_the_limit_of_a_wrapper_in_a_factory_is_found():
+    make_timed = lambda: gym.wrappers.TimeLimit(Own(), 2500)  # noqa: E731
+    with make(make_timed, 1, 0) as environments:
+        assert environments.max_episode_steps == 2500
+
+
+def test_a_long_time_limit_keeps_states_small():
+    with make(lambda: gym.wrappers.TimeLimit(Own(), 10**9), 1, 0) as environments:
+        environments.reset()
+        environments._length[:] = LONGEST - 1
+        play(environments, 3)
+        state = environments.state()
+        assert state["length"] == [LONGEST + 2]
+        assert state["actions"].nbytes == LONGEST * 2 * 4
+        environments.restore(state)
+        assert environments.state()["episode"] == [1]
+        assert environments.state()["length"] == [0]
+
+
+def test_an_episode_that_ends_early_begins_anew():
+    """Of a task that is not deterministic, and refuses a step after its end."""
+    end = [False]
+    with make(own(step=lambda: (np.zeros(2), 0.0, end[0], False, {})), 1, 0) as one:
+        one.reset()
+        play(one, 4)
+        state = one.state()
+        end[0] = True
+        np.testing.assert_array_equal(one.restore(state), np.zeros((1, 2)))
+        assert one.state()["episode"] == [1] and one.state()["length"] == [0]
+        assert one.step(np.zeros((1, 2))).terminated.all()
+
+
+def test_seeds_fit_into_31_bits():
+    with make(own(), 40, seed=1) as environments:
+        environments.reset()
+        seeds = [env.unwrapped.seed for env in environments._engine.envs]
+    raw = [np.random.SeedSequence((1, i, 0)).generate_state(1)[0] for i in range(40)]
+    assert max(raw) >= 2**31 and seeds == [seed % 2**31 for seed in raw]
+
+
+MODULE = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import PendulumEnv
+
+gym.register("Mine-v0", entry_point=PendulumEnv, max_episode_steps=9, kwargs={"g": 3})
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the user's own."""
+    (tmp_path / "its_tasks.py").write_text(MODULE)
+    (tmp_path / "it_lacks.py").write_text("\nimport nothing_of_the_kind\n")
+    (tmp_path / "it_fails.py").write_text("\n\n1 / 0\n")
+    (tmp_path / "it_is_no_python.py").write_text("1 +\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    gym.registry.pop("Mine-v0", None)
+    sys.modules.pop("its_tasks", None)
+
+
+def test_an_id_may_name_its_module(module):
+    with make("its_tasks:Mine-v0", 1, seed=0) as environments:
+        assert environments.env_id == "its_tasks:Mine-v0"
+        assert environments.max_episode_steps == 9
+        assert environments._engine.env.unwrapped.g == 3  # of the registry
+    with make(Task("its_tasks:Mine-v0", {"g": 5.0}), 1, seed=0) as environments:
+        assert environments._engine.env.unwrapped.g == 5
+
+
+@pytest.mark.parametrize(
+    "env_id, told",
+    [
+        ("its_task:Mine-v0", "names the module 'its_task', which is neither"),
+        ("it_lacks:Mine-v0", "ModuleNotFoundError: .*'nothing_of_the_kind' .*line 2"),
+        ("it_fails:Mine-v0", "cannot import 'it_fails': ZeroDivisionError: .*line 3"),
+        ("it_is_no_python:Mine-v0", "SyntaxError: .*it_is_no_python.py, line 1"),
+        ("its_tasks:Mine-v1", "did you mean 'Mine-v0'"),
+    ],
+)
+def test_why_a_module_gives_no_task(module, env_id, told):
+    with pytest.raises(ValueError, match=told):
+        make(env_id, 1, 0)
+
+
+def margin(env):
+    made = make_one(env)
+    made.close()
+    return made.unwrapped.model.geom_margin.max()
+
+
+def test_only_gymnasiums_own_robots_get_the_papers_physics(tmp_path, monkeypatch):
+    installed = make_one("Ant-v4", paper_physics=False).unwrapped
+    full, model = installed.model.geom_margin.max(), tmp_path / "mine.xml"
+    model.write_text(Path(installed.fullpath).read_text())
+    assert margin("Ant-v4") == full / 2
+    assert margin("gymnasium:Ant-v4") == full / 2
+    assert margin(Task("Ant-v4", {"ctrl_cost_weight": 2.0})) == full / 2
+    assert margin(Task("Ant-v4", {"xml_file": str(model)})) == full
+    assert margin(lambda: gym.make("Ant-v4")) == full
+
+    class Mine(type(installed)):
+        pass
+
+    monkeypatch.setitem(gym.registry, "Mine-v4", gym.envs.registration.EnvSpec(
+        "Mine-v4", entry_point=Mine, max_episode_steps=10))  # fmt: skip
+    assert margin("Mine-v4") == full
+
+
+def test_arguments_of_the_registry_are_respected(monkeypatch):
+    def reward(env):
+        with make(env, 2, seed=0) as environments:
+            environments.reset()
+            return environments.step(np.zeros((2, 3))).reward
+
+    usual = reward("Hopper-v4")
+    given = reward(Task("Hopper-v4", {"healthy_reward": 7.0}))
+    np.testing.assert_allclose(given, usual + 6, rtol=1e-6)
+    spec = gym.spec("Hopper-v4")
+    monkeypatch.setitem(spec.kwargs, "healthy_reward", 7.0)
+    np.testing.assert_array_equal(reward("Hopper-v4"), given)
