@@ -191,6 +191,41 @@ def test_notebooks_check_reports_a_notebook_without_chapter(root, capsys):
     assert "no chapter for book/shapes/old.ipynb" in capsys.readouterr().out
 
 
+def test_first_cell_says_where_edits_belong(root):
+    notebooks.main([], root)
+    notebook = json.loads((root / "book/shapes/squares.ipynb").read_text())
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+    said = ["Generated from `book/shapes/squares.md`" in source for source in sources]
+    assert said == [True] + [False] * (len(sources) - 1)
+
+
+@pytest.mark.parametrize("edit", ["cell", "new cell"])
+def test_an_edited_notebook_is_not_overwritten(root, capsys, edit):
+    notebooks.main([], root)
+    path = root / "book/shapes/squares.ipynb"
+    notebook = nbformat.read(path, 4)
+    code = next(c for c in notebook.cells if c.cell_type == "code")
+    code.outputs = [nbformat.v4.new_output("stream", name="stdout", text="9")]
+    nbformat.write(notebook, path)
+    assert notebooks.main([], root) == 0  # outputs alone are no edit
+    if edit == "cell":
+        notebook.cells[-1].source += "\nprint(area(4))"
+    else:
+        notebook.cells.append(nbformat.v4.new_code_cell("print(area(4))"))
+    nbformat.write(notebook, path)
+    before = path.read_text()
+    assert notebooks.main([], root) == 1
+    assert path.read_text() == before
+    said = capsys.readouterr().err
+    assert "book/shapes/squares.ipynb" in said and "--force" in said
+    (root / "book/shapes/squares.md").rename(root / "book/shapes/other.md")
+    assert notebooks.main([], root) == 1
+    assert path.read_text() == before  # nor is it removed with its chapter
+    (root / "book/shapes/other.md").rename(root / "book/shapes/squares.md")
+    assert notebooks.main(["--force"], root) == 0
+    assert "area(4)" not in path.read_text()
+
+
 def test_notebooks_show_formulas_and_references_without_myst():
     source = r"""See {eq}`eq-b`, {eq}`eq-a`, {cite}`x2020,y2021`, {doc}`../theory/sde`.
 ````{admonition} Derivation

@@ -3,16 +3,19 @@
     python tools/notebooks.py                        every chapter
     python tools/notebooks.py book/theory/score.md   these chapters only
     python tools/notebooks.py --check                print what differs, exit 1 if any
+    python tools/notebooks.py --force                overwrite edited notebooks too
 
 A notebook holds no outputs. A cell's id is a hash of its source, so that an edit
-changes one cell of the diff and a second run changes nothing. What only MyST reads
-(numbered formulas, folded derivations, references) becomes what every notebook
-viewer shows.
+changes one cell of the diff and a second run changes nothing. A cell whose id is not
+that of its source was written by a person: such a notebook is left alone. What only
+MyST reads (numbered formulas, folded derivations, references) becomes what every
+notebook viewer shows.
 """
 
 import argparse
 import difflib
 import hashlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -25,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 900
 FENCE = re.compile(r"(`{3,}|:{3,})(?:\{([\w-]+)\})?[ ]*(.*)")
 LABEL = re.compile(r"^`{3,}\{math\}\n:label: (\S+)", re.MULTILINE)
+NOTE = """*Generated from `{chapter}`. Try what you like here; what is to stay belongs
+into that file, from which `make format export notebooks` makes this notebook and the
+package anew.*"""
 ROLE = re.compile(r"\{([\w:]+)\}`([^`]+)`")
 
 
@@ -94,19 +100,39 @@ def plain(lines, chapter, numbers):
     return done
 
 
+def digest(source):
+    """Return the id of a cell with this source."""
+    return hashlib.sha256(source.encode()).hexdigest()[:12]
+
+
+def is_edited(text):
+    """Tell whether a person wrote into a notebook, by a cell that has another's id."""
+    try:
+        cells = json.loads(text)["cells"]
+    except (ValueError, KeyError):  # Git's marks of a conflict
+        return False
+    return any(
+        cell.get("id", "").split("-")[0] != digest("".join(cell["source"]))
+        for cell in cells
+    )
+
+
 def notebook_source(chapter, numbers):
     """Return the text of a chapter's notebook, or None if it has no code cell."""
     notebook = jupytext.read(chapter, fmt="md:myst")
     if all(cell.cell_type != "code" for cell in notebook.cells):
         return None
     seen = {}
+    note = NOTE.format(chapter="/".join(chapter.parts[-3:]))
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             lines = cell.source.splitlines()
             cell.source = "\n".join(plain(lines, chapter.stem, numbers))
-        digest = hashlib.sha256(cell.source.encode()).hexdigest()[:12]
-        count = seen[digest] = seen.get(digest, 0) + 1
-        cell.id = digest if count == 1 else f"{digest}-{count}"
+        name = digest(cell.source)
+        count = seen[name] = seen.get(name, 0) + 1
+        cell.id = name if count == 1 else f"{name}-{count}"
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook.metadata = {
         "execution": {"timeout": TIMEOUT},
@@ -122,33 +148,45 @@ def main(argv=None, root=ROOT):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("chapters", nargs="*", type=Path, help="default: all")
     parser.add_argument("--check", action="store_true", help="write nothing, diff")
+    parser.add_argument("--force", action="store_true", help="overwrite edits")
     args = parser.parse_args(argv)
     chapters = [c.resolve() for c in args.chapters] or sorted(root.glob("book/*/*.md"))
     numbers = equation_numbers(root)
     files = {c.with_suffix(".ipynb"): notebook_source(c, numbers) for c in chapters}
     files = {path: text for path, text in files.items() if text is not None}
     stale = set() if args.chapters else {*root.glob("book/*/*.ipynb")} - files.keys()
-    drift = False
-    for path, text in files.items():
+    drift, kept = False, []
+    for path in [*files, *sorted(stale)]:
         old = path.read_text() if path.exists() else ""
+        text = files.get(path)
         if old == text:
             continue
         drift = True
         name = str(path.relative_to(root))
-        if args.check:
+        if text is None:
+            print("no chapter for", name)
+        if args.check and text is not None:
             lines = old.splitlines(True), text.splitlines(True)
             sys.stdout.writelines(difflib.unified_diff(*lines, name, name))
+        elif args.check:
+            continue
+        elif is_edited(old) and not args.force:
+            kept.append(name)
+        elif text is None:
+            path.unlink()
         else:
             path.write_text(text)
             print("wrote", name)
-    for path in sorted(stale):
-        drift = True
-        print("no chapter for", path.relative_to(root))
-        if not args.check:
-            path.unlink()
     if args.check and drift:
         print("Notebooks differ: run `make notebooks`.", file=sys.stderr)
-    return 1 if args.check and drift else 0
+    if kept:
+        print(
+            f"Edited, and left as they are: {', '.join(kept)}. Copy what should stay "
+            "to the chapter, the .md beside it; `python tools/notebooks.py --force` "
+            "then overwrites the notebook.",
+            file=sys.stderr,
+        )
+    return 1 if kept or (args.check and drift) else 0
 
 
 if __name__ == "__main__":
