@@ -7,7 +7,8 @@ the names that people use first.
 from importlib import import_module
 
 from som.agent.actor_critic import AGENTS, make_agent
-from som.training.loop import Run, load, resume, train
+from som.training.policy import load
+from som.training.runs import Run, resume, train
 
 __all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]
 

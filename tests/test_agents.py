@@ -20,6 +20,8 @@ from som import AGENTS, load, make_agent, resume, train
 from som.agent.actor_critic import candidates
 from som.agent.critic import Transition
 from som.training import loop
+from som.training.policy import Policy
+from som.training.runs import is_finished
 
 NAMES = sorted(AGENTS)
 ON_POLICY = [name for name in NAMES if AGENTS[name].on_policy]
@@ -159,7 +161,7 @@ def test_bad_input_gets_a_sentence(name):
         make_agent(name, 3, 2, widht=3)
     agent = make(name)
     one = jnp.ones(2)
-    policy = loop.Policy(agent, loop.init_seeds(agent, (0,)), "Cart-v0", -one, one)
+    policy = Policy(agent, loop.init_seeds(agent, (0,)), "Cart-v0", -one, one)
     with pytest.raises(ValueError, match="finite numbers are wanted"):
         policy(np.array([0.0, np.nan, 0.0]))
     with pytest.raises(ValueError, match=r"\[3\] or \[B, 3\] is wanted"):
@@ -178,7 +180,7 @@ def test_resume_after_kill(name, tmp_path):
     program = [sys.executable, __file__, name, str(tmp_path / "cut")]
     child = subprocess.run(program, capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr
-    assert not loop.is_finished(tmp_path / "cut")
+    assert not is_finished(tmp_path / "cut")
     cut, whole = resume(tmp_path / "cut"), run(name, tmp_path / "whole")
     assert cut.record["curve"][-1]["returns"] == whole.record["curve"][-1]["returns"]
     assert_same(cut.policy.state, whole.policy.state)

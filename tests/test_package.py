@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import som
-from som.training import loop
+from som.training import policy, runs
 
 
 def test_the_surface():
@@ -20,7 +20,7 @@ def test_the_surface():
     }
     for name in som.__all__:
         assert getattr(som, name) is not None
-    assert (som.train, som.resume, som.load) == (loop.train, loop.resume, loop.load)
+    assert (som.train, som.resume, som.load) == (runs.train, runs.resume, policy.load)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from som.agent.actor_critic import candidates, q_value
-from som.training import loop
+from som.training.policy import Policy, rollout_states
 
 
 # %% Candidates and their Q
@@ -36,7 +36,7 @@ def _check_states(policy, states):
 
 
 def draw_candidates(
-    policy: loop.Policy,
+    policy: Policy,
     states: Float[np.ndarray, "S O"],
     num: int,
     key: jax.Array,
@@ -63,7 +63,7 @@ def draw_candidates(
 
 
 def candidate_q(
-    critic: loop.Policy,
+    critic: Policy,
     states: Float[np.ndarray, "S O"],
     actions: Float[np.ndarray, "N S A"],
 ) -> Float[np.ndarray, "N S"]:
@@ -86,8 +86,8 @@ def candidate_q(
 
 
 def q_statistics(
-    policies: dict[str, loop.Policy],
-    critic: loop.Policy,
+    policies: dict[str, Policy],
+    critic: Policy,
     states: Float[np.ndarray, "S O"],
     num: int,
     key: jax.Array,

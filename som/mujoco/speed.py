@@ -58,6 +58,7 @@ from som.agent.actor_critic import (
 from som.agent.critic import Transition
 from som.agent.som import flow_velocity
 from som.training import environments, loop, replay
+from som.training.policy import Policy
 from som.training.command_line import BENCHMARKS, medians
 
 
@@ -363,7 +364,7 @@ def one_action(agent: Any) -> Callable[[], np.ndarray]:
     """
     state = loop.init_seeds(agent, (0,))
     bound = np.ones(agent.action_size, np.float32)
-    policy = loop.Policy(agent, state, "HalfCheetah-v4", -bound, bound)
+    policy = Policy(agent, state, "HalfCheetah-v4", -bound, bound)
     return partial(policy, np.zeros(agent.observation_size, np.float32))
 
 

@@ -39,6 +39,8 @@ from matplotlib.figure import Figure
 
 from som.agent.actor_critic import closest
 from som.training import environments, loop, records
+from som.training.policy import restore_agent
+from som.training.runs import is_finished, resume
 
 
 # %% A list of runs that do not know of each other
@@ -139,7 +141,7 @@ def _check(jobs: list[Job]) -> None:
     made = {env: environments.make(env, 1, 0) for env in tasks}
     for job in jobs:
         env = made[job.config["env"]]
-        loop.restore_agent(job.config, env.observation_size, env.action_size)
+        restore_agent(job.config, env.observation_size, env.action_size)
         path = job.folder / "config.json"
         saved = records.read_record(path) if path.exists() else job.config
         differing = [k for k, v in job.config.items() if saved.get(k) != v]
@@ -172,7 +174,7 @@ def run_one(
     if not config.exists():
         records.write_record(config, job.config)
     try:
-        loop.resume(job.folder, progress)
+        resume(job.folder, progress)
     except FloatingPointError as error:
         why = {"error": str(error).partition(";")[0]}
         records.write_record(job.folder / "failed.json", why)
@@ -181,7 +183,7 @@ def run_one(
 def has_ended(job: Job) -> bool:
     """Whether a run has made all its steps, or has diverged."""
     failed = job.folder / "failed.json"
-    return failed.exists() or loop.is_finished(job.folder)
+    return failed.exists() or is_finished(job.folder)
 
 
 def steps_saved(job: Job) -> int:
@@ -385,7 +387,7 @@ def _entry(jobs: list[Job]) -> dict[str, Any]:
         if path.exists():
             seed = str(job.config["seeds"][0])
             failed[seed] = records.read_record(path)["error"]
-        elif loop.is_finished(job.folder):
+        elif is_finished(job.folder):
             runs.append(records.read_record(job.folder / "record.json"))
     for run in runs:
         made_by = {k: v for k, v in run["provenance"].items() if k != "date"}

@@ -20,6 +20,8 @@ from som.baselines.ppo import (
     improve_policy,
 )
 from som.training import environments, loop, replay
+from som.training.policy import evaluate
+from som.training.runs import train
 
 
 class Broom(gym.Env):
@@ -276,12 +278,10 @@ def test_a_chunk_is_made_by_the_state_that_learns_from_it():
 
 
 def test_balances_a_broom():
-    run = loop.train(
-        "ppo", "TestBroom-v0", steps=5_000, seeds=(0,), evaluations=1, **RUN
-    )
+    run = train("ppo", "TestBroom-v0", steps=5_000, seeds=(0,), evaluations=1, **RUN)
     final = np.mean(run.record["curve"][-1]["returns"])
     assert final > 35, final  # doing nothing lasts about 18 steps, 50 is all
-    again = loop.evaluate(run.policy, "TestBroom-v0", 3, seed=5)
+    again = evaluate(run.policy, "TestBroom-v0", 3, seed=5)
     np.testing.assert_array_equal(
-        again, loop.evaluate(run.policy, "TestBroom-v0", 3, seed=5)
+        again, evaluate(run.policy, "TestBroom-v0", 3, seed=5)
     )

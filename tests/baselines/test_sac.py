@@ -13,6 +13,7 @@ from som.agent.actor_critic import candidates, make_agent
 from som.agent.critic import Transition
 from som.baselines.sac import LOG_STD, SAC, log_slope, squash
 from som.training import loop
+from som.training.policy import acting
 
 
 def tiny(**changes):
@@ -98,7 +99,7 @@ def test_relax_forgets_the_slope():
 
 def test_acts_by_the_mean_and_explores_by_a_draw():
     agent = tiny()
-    state = loop.acting(agent, agent.init(jax.random.PRNGKey(0)))
+    state = acting(agent, agent.init(jax.random.PRNGKey(0)))
     s, keys = transitions(5).observation, jax.random.split(jax.random.PRNGKey(1))
     mean = np.tanh(agent.moments(state.policy, s)[0])
     for key in keys:

@@ -8,7 +8,8 @@ import pytest
 import som
 from som.mujoco import policies
 from som.studies.bandit import with_known_critic
-from som.training.loop import Policy, init_seeds
+from som.training.loop import init_seeds
+from som.training.policy import Policy
 
 KEY = jax.random.PRNGKey(0)
 C = np.array([1.0, -2.0], np.float32)

@@ -195,8 +195,8 @@ def test_algorithms_leave_out_on_policy_updates(monkeypatch):
     # dipo keeps guides in its replay
     agents = {"ppo": OnPolicy} | {n: som.AGENTS[n] for n in ("mfp", "dipo")}
     monkeypatch.setattr(speed, "AGENTS", agents)
-    for module in ("som.agent.actor_critic.AGENTS", "som.training.loop.AGENTS"):
-        monkeypatch.setattr(module, agents)
+    for module in ("agent.actor_critic", "training.loop", "training.policy"):
+        monkeypatch.setattr(f"som.{module}.AGENTS", agents)
     tiny = {"width": 4, "depth": 1, "batch_size": 4, "discount": 0.0}
     tables = dict(algorithms(1, ["mfp", "dipo", "ppo"], **tiny))
     learners = {"mfp", "dipo"}

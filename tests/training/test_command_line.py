@@ -16,12 +16,10 @@ import pytest
 from rich.console import Console
 
 from som.agent.actor_critic import AGENTS
-from som.training import command_line
+from som.training import command_line, film
 from som.training.command_line import (
     ProgressLine,
-    choose_renderer,
     count,
-    film,
     main,
     medians,
     override,
@@ -326,14 +324,6 @@ def test_plot(run, tmp_path, capsys):
     assert "png" in text
 
 
-@pytest.fixture
-def renderer():
-    try:
-        choose_renderer()
-    except ValueError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("suffix", ["gif", "mp4"])
 def test_render(run, tmp_path, capsys, renderer, suffix):
     out = tmp_path / "new" / f"policy.{suffix}"
@@ -354,34 +344,10 @@ def test_render_whole_episodes(run, tmp_path, capsys, renderer):
 
 
 def test_render_refuses_before_it_draws(run, capsys, monkeypatch):
-    monkeypatch.setattr(command_line, "choose_renderer", lambda: 1 / 0)
+    monkeypatch.setattr(film, "choose_renderer", lambda: 1 / 0)
     for words in (["--out", "x.avi"], ["--width", "31"], ["--height", "8"],
                   ["--seconds", "0"]):  # fmt: skip
         refused(capsys, ["render", str(run), *words])
-
-
-def test_nothing_can_draw(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(command_line, "_DRAW_NOTHING", "raise SystemExit(1)")
-    with pytest.raises(ValueError, match=r"libegl1 and libgl1-mesa-dri.*libosmesa6"):
-        choose_renderer()
-    monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    with pytest.raises(ValueError, match="MUJOCO_GL=osmesa"):
-        choose_renderer()
-
-
-def test_failed_film_leaves_the_old_one(tmp_path, renderer):
-    class Broken:
-        env_id = TASK
-
-        def __call__(self, observation):
-            raise OSError("No space left on device")
-
-    out = tmp_path / "policy.gif"
-    out.write_bytes(b"old")
-    with pytest.raises(OSError, match="No space"):
-        film(Broken(), out, width=16, height=16)
-    assert out.read_bytes() == b"old" and os.listdir(tmp_path) == [out.name]
 
 
 def test_ctrl_c_keeps_what_is_saved(tmp_path):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from som.agent.actor_critic import AGENTS
-from som.training import loop, sweep
+from som.training import loop, runs, sweep
 from som.training.command_line import main
 from som.training.environments import TASKS
 from som.training.records import mean_ci, read_record, write_record
@@ -136,7 +136,7 @@ def test_a_folder_with_another_run_is_refused(serial, tmp_path):
 
 def test_serial_runs_are_those_of_train(serial, tmp_path):
     jobs, told = serial
-    run = loop.train("som", TASK, STEPS, (1,), out=tmp_path / "alone", **TINY)
+    run = runs.train("som", TASK, STEPS, (1,), out=tmp_path / "alone", **TINY)
     assert_same(jobs[1], sweep.Job(run.out, {}))
     assert told[-1] == (2 * STEPS, f"run 2 of 2, som {TASK} 1")
     assert [steps for steps, _ in told] == sorted(steps for steps, _ in told)
@@ -156,7 +156,7 @@ def test_ctrl_c_loses_nothing(serial, tmp_path):
 
     def press(steps, status):
         if steps == 300:
-            loop.signal.raise_signal(loop.signal.SIGINT)
+            runs.signal.raise_signal(runs.signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         one_by_one(jobs, press)
@@ -174,7 +174,7 @@ def test_divergence_is_an_ending(serial, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop, "check_finite", diverged)
         one_by_one(jobs)
-    assert has_ended(jobs[0]) and not loop.is_finished(jobs[0].folder)
+    assert has_ended(jobs[0]) and not runs.is_finished(jobs[0].folder)
     run_one(jobs[0], lambda *_: pytest.fail("it was tried again"))
     entry = gather(jobs[:1])[0]
     assert entry["seeds"] == [] and "diverged" in entry["failed"]["0"]

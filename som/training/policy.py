@@ -1,0 +1,251 @@
+"""A policy to use.
+
+Exported by tools/export.py from book/training/policy.md; edit the chapter.
+"""
+
+__all__ = [
+    "acting",
+    "Policy",
+    "evaluate",
+    "rollout_states",
+    "restore_agent",
+    "save_policy",
+    "load",
+]
+
+# %% Imports
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from som.agent.actor_critic import AGENTS, make_agent
+from som.training import environments, records
+
+
+# %% What acting needs
+def acting(agent, state):
+    """The state without what only learning needs."""
+    return state._replace(**dict.fromkeys(agent.learning_only, ()))
+
+
+# %% Observations in, actions out
+class Policy:
+    """A trained policy: NumPy observations in, NumPy actions out.
+
+    Args:
+        agent: the algorithm.
+        state: agent states [S, ...], of which one seed is used.
+        env_id: the task it was trained on.
+        low, high: the task's action bounds, [A].
+        index: which seed.
+    """
+
+    def __init__(self, agent, state, env_id: str, low, high, index: int = 0):
+        self.agent, self.env_id = agent, env_id
+        self.algo = next(k for k, v in AGENTS.items() if isinstance(agent, v))
+        state = acting(agent, state)
+        self.state = jax.tree.map(
+            lambda x: jnp.asarray(x)[index], state._replace(step=())
+        )._replace(step=jnp.asarray(state.step))
+        self.low = np.asarray(low, np.float32)
+        self.high = np.asarray(high, np.float32)
+        self.calls = 0
+
+    def act(self, observation) -> np.ndarray:
+        """Action in [-1, 1], without exploration noise.
+
+        Args:
+            observation: [O] or [B, O].
+
+        Returns:
+            [A] or [B, A].
+
+        Raises:
+            ValueError: another shape, or a number that is not finite.
+        """
+        observation = np.asarray(observation, np.float32)
+        size = self.agent.observation_size
+        if observation.ndim not in (1, 2) or observation.shape[-1] != size:
+            raise ValueError(
+                f"observation has shape {list(observation.shape)}; "
+                f"[{size}] or [B, {size}] is wanted"
+            )
+        if not np.isfinite(observation).all():
+            raise ValueError(
+                "observation holds NaN or infinity; finite numbers are wanted"
+            )
+        self.calls += 1
+        return np.asarray(
+            _act_one(self.agent, self.state, observation, self.calls)
+        )
+
+    def __call__(self, observation) -> np.ndarray:
+        """Action in the task's own units, [A] or [B, A]; see act."""
+        return environments.rescale(
+            self.act(observation), self.low, self.high
+        )
+
+
+@partial(jax.jit, static_argnames="agent")
+def _act_one(agent, state, observation, calls):
+    return agent.act(state, observation, jax.random.PRNGKey(calls))
+
+
+# %% Evaluation
+def evaluate(
+    policy: Policy, env: str, episodes: int = 20, seed: int = 0
+) -> np.ndarray:
+    """Undiscounted returns of whole episodes, without exploration noise.
+
+    Args:
+        policy: what to evaluate.
+        env: task id.
+        episodes: number of episodes, run side by side.
+        seed: seed of the environments.
+
+    Returns:
+        Returns, [episodes], the first episode of each environment.
+
+    Raises:
+        ValueError: no episodes, or an unknown task.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}; at least 1 is wanted")
+    envs = environments.make(env, episodes, seed)
+    policy.calls = 0
+    returns = np.full(episodes, np.nan)
+    observation = envs.reset()
+    while np.isnan(returns).any():
+        step = envs.step(policy.act(observation))
+        observation = step.observation
+        returns = np.where(np.isnan(returns), step.episode_return, returns)
+    return returns
+
+
+def rollout_states(
+    policy: Policy, steps: int = 800, seed: int = 0
+) -> np.ndarray:
+    """Observations that a policy acts on, one episode after the other.
+
+    Args:
+        policy: trained; acts without exploration noise, Appendix D.
+        steps: T, environment steps.
+        seed: seed of the environment.
+
+    Returns:
+        Observations in time order, [T, O].
+
+    Raises:
+        ValueError: no steps.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; at least 1 is wanted")
+    envs = environments.make(policy.env_id, 1, seed)
+    policy.calls = 0  # the same rollout every time
+    observation, seen = envs.reset(), []
+    for _ in range(steps):
+        seen.append(observation[0])
+        observation = envs.step(policy.act(observation)).observation
+    return np.stack(seen)
+
+
+# %% The file of a policy
+def restore_agent(config: dict[str, Any], observation_size, action_size):
+    """The agent of a configuration, also of one that JSON has stored.
+
+    Raises:
+        records.CheckpointError: a setting that the agent does not have.
+    """
+    settings = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in config["agent"].items()
+    }
+    name, profile = config["algo"], config["profile"]
+    try:
+        return make_agent(
+            name, observation_size, action_size, profile, **settings
+        )
+    except ValueError as error:
+        raise records.CheckpointError(
+            f"another version of som wrote this: {error}"
+        ) from None
+
+
+def save_policy(
+    path: Path, config: dict[str, Any], agent, state, low, high
+) -> None:
+    """Write the policies of all seeds to one small file.
+
+    Args:
+        path: the file.
+        config: the run's settings, as in its config.json.
+        agent: the algorithm.
+        state: agent states [S, ...], one for each of the config's seeds.
+        low, high: the task's action bounds, [A].
+
+    Raises:
+        records.CheckpointError: it cannot be written; an old one is intact.
+    """
+    tree = {
+        "state": acting(agent, state),
+        "low": np.float32(low),
+        "high": np.float32(high),
+    }
+    names = ("algo", "env", "seeds", "profile", "agent")
+    metadata = {name: config[name] for name in names}
+    metadata["observation_size"] = agent.observation_size
+    metadata["action_size"] = agent.action_size
+    records.save(path, tree, metadata)
+
+
+def load(path, index: int = 0) -> Policy:
+    """Load a trained policy.
+
+    Args:
+        path: a run's folder, or its policy.npz.
+        index: which of its seeds, counted from 0.
+
+    Returns:
+        The policy: NumPy observation in, action in the task's units out.
+
+    Raises:
+        records.CheckpointError: no policy there, or not one of ours.
+        ValueError: no such seed.
+    """
+    path = Path(path)
+    path = path / "policy.npz" if path.is_dir() else path
+    metadata = records.read_metadata(path)
+    try:
+        sizes = metadata["observation_size"], metadata["action_size"]
+        agent = restore_agent(metadata, *sizes)
+        env_id, seeds = metadata["env"], tuple(metadata["seeds"])
+    except (KeyError, AttributeError, TypeError) as error:
+        raise records.CheckpointError(
+            f"{path} is not a policy: its metadata lacks {error}"
+        ) from None
+    if not 0 <= index < len(seeds):
+        raise ValueError(
+            f"index is {index}; the policy has {len(seeds)} seed(s), "
+            "counted from 0"
+        )
+    state = _shapes(agent, len(seeds))
+    bound = np.zeros(sizes[1], np.float32)
+    like = {"state": state, "low": bound, "high": bound}
+    tree, _ = records.load(path, like)
+    return Policy(
+        agent, tree["state"], env_id, tree["low"], tree["high"], index
+    )
+
+
+def _shapes(agent, num: int):
+    """Shapes of what some seeds act with, [S, ...], and of one step."""
+    key = jax.random.PRNGKey(0)
+    one = jax.eval_shape(lambda: acting(agent, agent.init(key)))
+    many = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), one
+    )
+    return many._replace(step=one.step)

@@ -1,0 +1,297 @@
+"""Runs: they learn, they resume to the bit, they refuse clearly.
+
+Run as a program it trains until it kills itself: see test_resume_after_kill.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from carts import assert_same_arrays, config, train
+
+from som.training import checkpoints, loop, records, runs
+from som.training.records import CheckpointError
+
+
+def test_it_learns():
+    run = train(steps=6_000, evaluations=1, episodes=20)
+    final = np.mean(run.record["curve"][-1]["returns"])
+    assert final > -5, "idle returns about -17, random actions -34"
+
+
+# Saving and resuming
+
+
+def test_resume_after_kill(tmp_path, straight):
+    """Training that is killed outright ends where the undisturbed run ended."""
+    out = tmp_path / "killed"
+    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, __file__, str(out)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    assert records.read_metadata(out / "checkpoint.npz")["chunk"] == 6
+    run = runs.resume(out)
+    assert_same_arrays(out / "checkpoint.npz", straight.out / "checkpoint.npz")
+    assert_same_arrays(out / "policy.npz", straight.out / "policy.npz")
+    returns = [point["returns"] for point in run.record["curve"]]
+    assert returns == [point["returns"] for point in straight.record["curve"]]
+
+
+def test_resume_before_the_first_checkpoint_starts_over(tmp_path, straight):
+    config_of = records.read_record(straight.out / "config.json")
+    records.write_record(tmp_path / "config.json", config_of)
+    runs.resume(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+
+
+@pytest.mark.parametrize("chunk", [2, 5])
+def test_ctrl_c_saves_and_resume_continues(tmp_path, straight, chunk):
+    """Once in warm-up, once while learning."""
+
+    def interrupt(step, metrics):
+        if step == 100 * chunk:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)  # ignored in a background job
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == chunk
+    runs.resume(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+
+
+def test_ten_slices_are_one_run(tmp_path, straight):
+    """Each chunk in a slice of its own, from one whole checkpoint to the next."""
+    run = train(tmp_path, time_limit=1e-9)
+    for chunk in range(2, 11):
+        assert not runs.is_finished(tmp_path)
+        (tmp_path / "packed-0.npz").unlink()
+        run = runs.resume(tmp_path, time_limit=1e-9)
+        assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == chunk
+    assert runs.is_finished(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+    assert_same_arrays(tmp_path / "policy.npz", straight.out / "policy.npz")
+    slices = run.record["slices"]
+    assert [part["first_step"] for part in slices] == list(range(0, 1000, 100))
+    assert all(part["refilled"] == 0 for part in slices)
+    seconds = sum(part["seconds"] for part in slices)
+    assert seconds == pytest.approx(run.record["wall_seconds"])
+
+
+def test_the_newer_checkpoint_is_taken(tmp_path):
+    run = train(tmp_path, time_limit=1e-9)
+    old = (tmp_path / "checkpoint.npz").read_bytes()
+    run = runs.resume(tmp_path, time_limit=1e-9)
+    (tmp_path / "checkpoint.npz").write_bytes(old)
+    run = runs.resume(tmp_path, time_limit=1e-9)
+    assert [p["refilled"] for p in run.record["slices"]] == [0, 0, 200]
+    assert [p["first_step"] for p in run.record["slices"]] == [0, 100, 200]
+
+
+def test_a_file_of_something_else_is_not_overwritten(tmp_path, straight):
+    config_of = records.read_record(straight.out / "config.json")
+    records.write_record(tmp_path / "config.json", config_of)
+    shutil.copy(straight.out / "policy.npz", tmp_path / "checkpoint.npz")
+    with pytest.raises(CheckpointError, match="something else"):
+        runs.resume(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_no_time_is_refused(limit):
+    with pytest.raises(ValueError, match=r"time_limit is .*seconds"):
+        train(time_limit=limit)
+
+
+def test_second_ctrl_c_stops_at_once():
+    with runs.interruptible() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interruptible_in_another_thread():
+    def enter():
+        with runs.interruptible() as stop:
+            seen.append(stop.is_set())
+
+    seen = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_full_disk_loses_nothing(tmp_path, straight, monkeypatch):
+    savez, calls = np.savez, []
+
+    def full(file, **arrays):
+        calls.append(1)
+        if len(calls) > 6:
+            raise OSError(28, "No space left on device")
+        savez(file, **arrays)
+
+    monkeypatch.setattr(records.np, "savez", full)
+    with pytest.raises(CheckpointError, match=r"No space left.* is intact"):
+        train(tmp_path, checkpoint_seconds=1e-9)
+    monkeypatch.undo()
+    assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == 3
+    runs.resume(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+
+
+def test_finished_run_comes_back_as_it_is(straight):
+    files = sorted(straight.out.iterdir())
+    before = [f.stat().st_mtime_ns for f in files]
+    again = runs.resume(straight.out)
+    assert again.record == straight.record
+    assert [f.stat().st_mtime_ns for f in files] == before
+    here = np.zeros((3, 2))
+    straight.policy.calls = 0  # the noise of its first call
+    np.testing.assert_array_equal(again.policy(here), straight.policy(here))
+
+
+def test_resume_between_the_last_checkpoint_and_the_record(tmp_path, straight):
+    for name in ("config.json", "checkpoint.npz"):
+        shutil.copy(straight.out / name, tmp_path)
+    run = runs.resume(tmp_path)
+    assert run.record["curve"] == straight.record["curve"]
+    assert records.read_record(tmp_path / "record.json") == run.record
+
+
+def test_folder_of_a_run(straight):
+    names = {"config.json", "checkpoint.npz", "policy.npz", "record.json"}
+    assert {f.name for f in straight.out.iterdir()} == names | {"learning_curve.png"}
+    assert records.read_record(straight.out / "record.json") == straight.record
+
+
+def test_record(straight):
+    record = straight.record
+    assert [p["step"] for p in record["curve"]] == [500, 1000]
+    assert [p["updates"] for p in record["curve"]] == [120, 320]
+    assert np.shape(record["curve"][0]["returns"]) == (1, 3)
+    assert record["config"]["agent"]["width"] == 32
+    assert record["config"]["loop"]["warmup"] == 200
+    assert record["seeds"] == [0] and record["wall_seconds"] > 0
+
+
+def test_resume_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="no record at"):
+        runs.resume(tmp_path)
+    records.write_record(tmp_path / "config.json", {"algo": "som"})
+    with pytest.raises(CheckpointError, match="does not describe a run"):
+        runs.resume(tmp_path)
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("where", ["metric", "parameter"])
+def test_divergence_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, where):
+    learn, calls = loop.learn, []
+
+    def poison(x):
+        return x * jnp.nan
+
+    def poisoned(*args):
+        state, buffer, metrics = learn(*args)
+        calls.append(1)
+        if len(calls) == 4:
+            if where == "metric":
+                metrics["critic/loss"] = jnp.full(1, jnp.nan)
+            else:
+                state = state._replace(policy=jax.tree.map(poison, state.policy))
+        return state, buffer, metrics
+
+    monkeypatch.setattr(loop, "learn", poisoned)
+    name = "critic/loss" if where == "metric" else "a parameter"
+    sentence = (
+        f"^training diverged: {name} of seed 0 is not finite at step 600; "
+        f"the last good checkpoint is {tmp_path / 'checkpoint.npz'}, of step 500$"
+    )
+    with pytest.raises(FloatingPointError, match=sentence):
+        train(tmp_path, checkpoint_seconds=1e-9)
+    trainer = loop.Trainer(config())
+    checkpoints.load_checkpoint(trainer, tmp_path / "checkpoint.npz")
+    assert trainer.steps == 500
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(trainer.state))
+
+
+def test_divergence_without_a_checkpoint(monkeypatch):
+    def diverged(agent, state, buffer, rows, keys, updates):
+        return state, buffer, {"critic/loss": jnp.array([jnp.inf])}
+
+    monkeypatch.setattr(loop, "learn", diverged)
+    with pytest.raises(FloatingPointError, match="step 300; no checkpoint had been"):
+        train()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"warmpu": 1}, "unknown setting 'warmpu'; did you mean 'warmup'?"),
+        ({"batchsize": 1}, "unknown setting 'batchsize'; did you mean 'batch_size'?"),
+        ({"algo": "sam"}, "unknown algorithm 'sam'; did you mean 'som'?"),
+        ({"profile": "labtop"}, "unknown profile 'labtop'; did you mean 'laptop'?"),
+        ({"steps": 0}, "steps is 0; at least 1 is wanted"),
+        ({"steps": -5}, "steps is -5; at least 1 is wanted"),
+        ({"seeds": ()}, r"seeds is \[\]; a list of different whole numbers"),
+        ({"seeds": (1, 1)}, r"seeds is \[1, 1\]; a list of different"),
+        ({"seeds": (-1,)}, r"seeds is \[-1\]; a list of different"),
+        ({"seeds": (0.5,)}, r"seeds is \(0.5,\); a list of different"),
+        ({"seeds": 3}, "seeds is 3; a list of different"),
+        ({"capacity": 0}, "capacity is 0; a whole number of at least 1 is wanted"),
+        ({"env": "Kart-v0"}, "did you mean 'Cart-v0'?"),
+        ({"env": "CartPole-v1"}, "a Box of one dimension is wanted"),
+    ],
+)  # fmt: skip
+def test_train_refuses(tmp_path, change, sentence):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=sentence):
+        runs.train(**{"env": "Cart-v0", "steps": 100, "out": out, **change})
+    assert not out.exists()
+
+
+def test_train_refuses_a_folder_that_holds_a_run(straight):
+    with pytest.raises(ValueError, match="already holds a run; resume it instead"):
+        train(straight.out)
+
+
+def test_train_refuses_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        train(tmp_path / "file" / "run", progress=pytest.fail)
+
+
+def test_progress_sees_every_chunk():
+    seen = []
+    train(progress=lambda step, metrics: seen.append((step, metrics)), steps=450)
+    assert [step for step, _ in seen] == [100, 200, 300, 400, 450]
+    assert "critic/loss" not in seen[1][1] and "critic/loss" in seen[2][1]
+    assert "evaluation/return" in seen[-1][1]
+
+
+def _die(step, metrics):
+    if step == 700:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), _die, checkpoint_seconds=1e-9)
