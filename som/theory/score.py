@@ -17,8 +17,12 @@ __all__ = [
     "posterior_mean_score",
     "lattice",
     "box_score",
+    "REACH",
     "tilt",
     "combined_score",
+    "fit_slope",
+    "shared_score",
+    "guesses_near",
 ]
 
 # %% Imports
@@ -258,8 +262,11 @@ def box_score(
 
 
 # %% One gradient tilts them all
+REACH = 0.3  # action distance over which an energy is about linear
+
+
 def tilt(
-    gradient: Float[Array, "... A"], t, sde: SDE, reach: float = 0.3
+    gradient: Float[Array, "... A"], t, sde: SDE, reach: float = REACH
 ) -> Float[Array, "... A"]:
     """How far to tilt the guesses towards a gradient of the energy.
 
@@ -314,3 +321,90 @@ def combined_score(
     proposals = box_proposals(uniforms, a_t, t, sde, slope)
     energies = evaluate(energy, proposals.actions, chunk)
     return posterior_mean_score(proposals, energies, a_t, t, sde)
+
+
+# %% A plane through them
+def fit_slope(
+    actions: Float[Array, "K A"],
+    energies: Float[Array, "K"],
+    ridge: float = 0.1,
+) -> Float[Array, "A"]:
+    """Slope of the plane through the energies of a state's guesses.
+
+    Args:
+        actions: the guesses, [K, A]; any K > 1, any distribution.
+        energies: alpha * Q at the guesses, [K].
+        ridge: added to the variances, in units of their mean.
+
+    Returns:
+        Least-squares slope, [A], times the share of the variance that the
+        plane through the other guesses predicts of each one (0 to 1).
+    """
+    num, size = actions.shape
+    x, y = actions - jnp.mean(actions, 0), energies - jnp.mean(energies)
+    cov = x.T @ x / num
+    cov += (ridge * jnp.trace(cov) / size + 1e-6) * jnp.eye(size)
+    back = jnp.linalg.solve(cov, x.T) / num  # [A, K]
+    slope = back @ y
+    leverage = jnp.sum(back * x.T, 0) + 1 / num
+    missed = (y - x @ slope) / jnp.maximum(1 - leverage, 0.01)
+    by_mean = y / (1 - 1 / num)  # what the mean of the others misses
+    unexplained = jnp.sum(missed**2) / jnp.maximum(jnp.sum(by_mean**2), 1e-9)
+    return slope * jnp.maximum(1 - unexplained, 0)
+
+
+def shared_score(
+    energy: Energy,
+    slope: Float[Array, "A"],
+    a_t: Float[Array, "A"],
+    t,
+    sde: SDE,
+) -> Float[Array, "A"]:
+    """Score from one gradient and a slope that the whole state shares.
+
+    The exact posterior mean for an energy of constant slope: the gradient
+    near a_t where the kernel is narrow, the shared slope where it is wide.
+
+    Args:
+        energy: alpha * Q, maps [..., A] to [...]; asked for one gradient.
+        slope: of the state's energies around the policy, from fit_slope.
+        a_t: noisy action, [A].
+        t: diffusion time, scalar in [0, 1].
+        sde: forward SDE.
+
+    Returns:
+        Estimate of the gradient of log p_t at a_t, [A]; its error does not
+        vanish as guesses are added.
+    """
+    mean, std = kernel_at(t, sde)
+    near = jnp.clip(a_t / sde.mean(t), -1, 1)
+    wide = 1 / (1 + (REACH * mean / std) ** 2)
+    slope = tilt(jax.grad(energy)(near), t, sde) + wide * slope
+    middle = jnp.full((1, len(a_t)), 0.5)
+    a_0 = box_proposals(middle, a_t, t, sde, slope).mean
+    return (mean * a_0 - a_t) / std**2
+
+
+def guesses_near(
+    key: jax.Array,
+    actions: Float[Array, "J A"],
+    num_samples: int,
+    width: float = 0.5,
+) -> Float[Array, "K A"]:
+    """Evenly spread guesses around given actions, inside the box.
+
+    Args:
+        key: random key of the lattice.
+        actions: centres in the box, [J, A], taken in turn.
+        num_samples: K, the number of guesses.
+        width: deviation of the normal around each centre.
+
+    Returns:
+        Guesses in the box, [K, A].
+    """
+    centre = actions[jnp.arange(num_samples) % len(actions)]
+    uniforms = lattice(key, num_samples, actions.shape[-1])
+    low, high = ndtr((-1 - centre) / width), ndtr((1 - centre) / width)
+    uniforms = jnp.clip(uniforms, 1e-6, 1 - 1e-6)
+    z = ndtri(low + uniforms * (high - low))
+    return jnp.clip(centre + width * z, -1, 1)

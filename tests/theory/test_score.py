@@ -252,3 +252,71 @@ def test_same_key_same_score_under_jit_and_vmap(name):
         found = alone(a_t[i], t[i], keys[i])
         np.testing.assert_allclose(batched(a_t, t, keys)[i], found, rtol=1e-3)
     assert np.any(batched(a_t, t, keys) != batched(a_t, t, keys[::-1]))
+
+
+def test_a_linear_energy_is_found_from_few_guesses():
+    slope = jnp.array([3.0, -2.0, 0.5])
+    guesses = S.guesses_near(jax.random.key(7), jnp.array([[0.9, 0.0, -0.3]]), 8)
+    found = S.fit_slope(guesses, guesses @ slope + 7, ridge=1e-4)
+    np.testing.assert_allclose(found, slope, rtol=5e-3, atol=5e-3)
+    ridged = S.fit_slope(guesses, guesses @ slope)
+    assert np.linalg.norm(ridged) < np.linalg.norm(slope)
+    assert np.linalg.norm(ridged - slope) < 0.3 * np.linalg.norm(slope)
+
+
+def test_the_slope_is_discounted_by_leaving_each_guess_out():
+    keys = jax.random.split(jax.random.key(8), 2)
+    x = np.asarray(jax.random.uniform(keys[0], (12, 2)), np.float64)
+    y = x @ [2.0, -1.0] + 0.5 * np.asarray(jax.random.normal(keys[1], (12,)))
+
+    def plane(x, y):
+        return np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0]
+
+    others = [np.arange(12) != k for k in range(12)]
+    missed = [
+        y[k] - np.r_[x[k], 1] @ plane(x[rest], y[rest]) for k, rest in enumerate(others)
+    ]
+    by_mean = [y[k] - y[rest].mean() for k, rest in enumerate(others)]
+    share = 1 - np.sum(np.square(missed)) / np.sum(np.square(by_mean))
+    assert 0.05 < share < 0.95
+    found = S.fit_slope(jnp.asarray(x), jnp.asarray(y), ridge=0.0)
+    np.testing.assert_allclose(found, share * plane(x, y)[:2], rtol=1e-3)
+
+
+def test_no_slope_where_the_energies_lie_on_no_plane():
+    guesses = S.guesses_near(jax.random.key(9), jnp.zeros((1, 2)), 64, width=0.3)
+    ring = -40 * (jnp.linalg.norm(guesses, axis=-1) - 0.3) ** 2
+    assert np.linalg.norm(S.fit_slope(guesses, ring)) < 0.3
+    for energies in (jnp.ones(64), jnp.zeros(64)):
+        np.testing.assert_array_equal(S.fit_slope(guesses, energies), 0)
+    same = jnp.full((4, 2), 0.5)
+    assert np.all(np.isfinite(S.fit_slope(same, jnp.arange(4.0))))
+
+
+@pytest.mark.parametrize("t", [0.02, 0.3, 0.9])
+def test_shared_score_of_a_linear_energy_is_exact(t):
+    slope, a_t = jnp.array([1.5]), jnp.array([0.5])
+    found = S.shared_score(lambda a: a @ slope, slope, a_t, t, VP_SDE)
+    exact = box_reference(lambda a: 1.5 * a[..., 0], 0.5, t, VP_SDE)
+    np.testing.assert_allclose(found[0], exact, rtol=2e-3)
+
+
+def test_shared_score_is_the_gradient_early_and_finite_anywhere():
+    inside, slope = jnp.array([0.25, 0.1]), jnp.array([30.0, -30.0])
+    run = jax.jit(lambda a, t: S.shared_score(MIXTURE.log_prob, slope, a, t, VP_SDE))
+    exact = MIXTURE.score(inside)
+    np.testing.assert_allclose(run(inside, 1e-4), exact, rtol=0.05, atol=0.05)
+    for t in (0.0, 1e-6, 1e-3, 0.1, 1.0):
+        found = np.asarray(run(jnp.array([30.0, -30.0]), t))
+        assert np.all(np.isfinite(found)) and found[0] < 0 < found[1]
+
+
+def test_guesses_surround_their_centres_inside_the_box():
+    centres = jnp.array([[1.0, -0.5], [-1.0, 0.5]])
+    found = np.asarray(S.guesses_near(jax.random.key(10), centres, 512, width=0.2))
+    assert found.shape == (512, 2) and np.abs(found).max() <= 1
+    law = truncnorm(-10, 0, 1, 0.2)
+    for mine, side in ((found[::2], 1), (found[1::2], -1)):
+        np.testing.assert_allclose(side * mine[:, 0].mean(), law.mean(), atol=0.03)
+        np.testing.assert_allclose(mine[:, 1].mean(), -0.5 * side, atol=0.03)
+        np.testing.assert_allclose(mine[:, 1].std(), 0.2, atol=0.03)
