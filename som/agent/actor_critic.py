@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from som.agent.batch_norm import joint_pass
 from som.agent.critic import (
     Transition,
     critic_loss,
@@ -64,6 +65,10 @@ class ActorCriticConfig:
     noise_scale: float = 0.1  # exploration noise in units of alpha
     num_particles: int = 32  # N of best-of-N
 
+    target_particles: int | None = None  # N in the Bellman target; None: N
+    batch_norm: bool = False  # critics normalise what enters each layer
+    lagging_critic: bool = True  # who values what follows; False: the online
+    critic_momentum: float = 0.9  # first decay rate of the critics' Adam
     distributional: bool = True  # critics predict a std beside the mean
     initial_alpha: float = 5.0  # where the temperature starts
     policy_delay: int = 2  # updates per step of policy and targets
@@ -128,12 +133,16 @@ def q_value(
 
 
 def best_of_n(
-    agent: "ActorCritic", policy, critic, observation, key
+    agent: "ActorCritic", policy, critic, observation, key, num: Any = None
 ) -> Float[Array, "... A"]:
-    """Of N actions for each observation [..., O], the one of greatest Q."""
-    actions = candidates(
-        agent, policy, observation, key, agent.config.num_particles
-    )
+    """Of N actions for each observation [..., O], the one of greatest Q.
+
+    N is `num`, or else the configuration's num_particles.
+    """
+    num = num or agent.config.num_particles
+    actions = candidates(agent, policy, observation, key, num)
+    if num == 1:
+        return actions[0]
     best = jnp.argmax(q_value(agent, critic, observation, actions), 0)
     return jnp.take_along_axis(actions, best[None, ..., None], 0)[0]
 
@@ -153,41 +162,43 @@ def critic_step(agent: "ActorCritic", state, batch: Transition, key):
     """One Adam step of the twin critics towards the best-of-N target."""
     config = agent.config
     k_next, k_target = jax.random.split(key)
-    if config.discount == 0:  # a bandit: nothing follows
-        next_mean = next_std = jnp.zeros((len(batch.reward), 2))
-    else:
-        next_mean, next_std = agent.next_value(state, batch, k_next)
-    target = td_target(
-        k_target,
-        config.reward_scale * batch.reward,
-        config.discount * (1 - batch.terminated),
-        next_mean,
-        next_std,
-    )
+    next_action, cost = batch.action, jnp.zeros(len(batch.reward))
+    if config.discount > 0:  # else a bandit: nothing follows
+        next_action, cost = agent.follow(
+            state, batch.next_observation, k_next
+        )
+    now = batch.observation, batch.action
+    after = batch.next_observation, next_action
 
     def loss(params):
-        mean, std = agent.critic_net.apply(
-            params, batch.observation, batch.action
+        critic = state.critic | {"params": params}
+        (mean, std), (next_mean, next_std), stats = agent.both_values(
+            critic, state.target_critic, now, after
+        )
+        target = td_target(
+            k_target,
+            config.reward_scale * batch.reward,
+            config.discount * (1 - batch.terminated),
+            next_mean - cost[:, None],
+            next_std,
         )
         bound = update_bound(state.bound, std, config.tau, state.step == 0)
         if config.distributional:
             value = critic_loss(mean, std, target, bound)
         else:
             value = scalar_critic_loss(mean, target)
-        return value, (bound, mean, std)
+        return value, (stats, bound, mean, std)
 
-    (value, (bound, mean, std)), grads = jax.value_and_grad(
+    (value, (stats, bound, mean, std)), grads = jax.value_and_grad(
         loss, has_aux=True
-    )(state.critic)
-    updates, opt = optax.adam(config.critic_lr).update(
-        grads, state.critic_opt
-    )
+    )(state.critic["params"])
+    critic, opt = agent.critic_adam(state.critic, grads, state.critic_opt)
     metrics = {
         "critic/loss": value,
         "critic/q": jnp.mean(mean),
         "critic/std": jnp.mean(std),
     }
-    return optax.apply_updates(state.critic, updates), opt, bound, metrics
+    return critic | stats, opt, bound, metrics
 
 
 # %% The policy's step and the temperature's
@@ -262,15 +273,44 @@ class ActorCritic:
         """The action whose value the Bellman target takes, [B, A]."""
         k_action, k_noise = jax.random.split(key)
         action = best_of_n(
-            self, state.policy, state.critic, observation, k_action
+            self,
+            state.policy,
+            state.critic,
+            observation,
+            k_action,
+            self.config.target_particles,
         )
         return add_noise(self, action, state.log_alpha, k_noise)
 
-    def next_value(self, state, batch: Transition, key):
-        """Mean and std of the value of what follows, [B, 2] each."""
-        s = batch.next_observation
-        action = self.next_action(state, s, key)
-        return self.critic_net.apply(state.target_critic, s, action)
+    def follow(self, state, observation, key) -> tuple[Array, Array]:
+        """The next action, [B, A], and what its value pays for it, [B]."""
+        action = self.next_action(state, observation, key)
+        return action, jnp.zeros(len(observation))
+
+    def both_values(self, critic, lagging, now, after):
+        """Mean and std at (s, a) and at (s', a'), and new statistics.
+
+        Args:
+            critic, lagging: online and lagging parameters.
+            now, after: pairs of observations and actions, [B, O], [B, A].
+        """
+        net, config = self.critic_net, self.config
+        if not config.lagging_critic:
+            lagging = jax.lax.stop_gradient(critic)
+        if not config.batch_norm:
+            return net.apply(critic, *now), net.apply(lagging, *after), {}
+        here, there, stats = joint_pass(net, critic, now, after)
+        if config.lagging_critic:
+            _, there, _ = joint_pass(net, lagging, now, after)
+        return here, jax.lax.stop_gradient(there), stats
+
+    def critic_adam(self, critic, grads, opt):
+        """The critic after a step of Adam, and the optimizer's new state."""
+        config = self.config
+        adam = optax.adam(config.critic_lr, config.critic_momentum)
+        updates, opt = adam.update(grads, opt)
+        params = optax.apply_updates(critic["params"], updates)
+        return critic | {"params": params}, opt
 
     def revise(self, state, batch: Transition) -> Transition:
         """The batch with better guides, before an update uses it."""
@@ -293,7 +333,9 @@ class ActorCritic:
     def critic_net(self) -> Any:
         """The network Q_phi(s, a), a `Critic`."""
         config = self.config
-        return Critic(config.width, config.depth, config.activation)
+        return Critic(
+            config.width, config.depth, config.activation, config.batch_norm
+        )
 
     def init(self, key) -> ActorCriticState:
         """Fresh parameters and optimizer states."""
@@ -308,7 +350,7 @@ class ActorCritic:
             policy,
             critic,
             optax.adam(self.config.actor_lr).init(policy),
-            optax.adam(self.config.critic_lr).init(critic),
+            optax.adam(self.config.critic_lr).init(critic["params"]),
             log_alpha,
             optax.adam(self.config.alpha_lr).init(log_alpha),
             jnp.zeros(2),

@@ -55,29 +55,41 @@ class MLP(nn.Module):
         depth: number of hidden layers, at least 1.
         size: number of outputs.
         activation: between the layers, a name of jax.nn.
+        batch_norm: normalise what enters each layer (chapter batch_norm).
+        training: by the statistics of the batch, not the running ones.
     """
 
     width: int
     depth: int
     size: int
     activation: str = "gelu"
+    batch_norm: bool = False
+    training: bool = False
 
     @nn.compact
     def __call__(
         self, *inputs: Float[Array, "... _"]
     ) -> Float[Array, "... S"]:
+        def even(x):
+            if not self.batch_norm:
+                return x
+            past = not self.training
+            return nn.BatchNorm(past, momentum=0.99, epsilon=1e-3)(x)
+
         fan_in = sum(x.shape[-1] for x in inputs)
         h = jnp.zeros(())
         for i, x in enumerate(inputs):
             init = nn.initializers.variance_scaling(
                 x.shape[-1] / fan_in, "fan_in", "truncated_normal"
             )
-            h += nn.Dense(self.width, use_bias=i == 0, kernel_init=init)(x)
+            h += nn.Dense(self.width, use_bias=i == 0, kernel_init=init)(
+                even(x)
+            )
         name = self.activation
         bend = mish if name == "mish" else getattr(jax.nn, name)
         for _ in range(self.depth - 1):
-            h = nn.Dense(self.width)(bend(h))
-        return nn.Dense(self.size)(bend(h))
+            h = nn.Dense(self.width)(even(bend(h)))
+        return nn.Dense(self.size)(even(bend(h)))
 
 
 # %% Features of time
@@ -151,7 +163,7 @@ def twice(module: type[nn.Module], in_axes: Any = None) -> Any:
     """
     return nn.vmap(
         module,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "batch_stats": 0},
         split_rngs={"params": True},
         in_axes=in_axes,
         out_axes=-1,
@@ -169,11 +181,15 @@ class Critic(nn.Module):
         width: units per hidden layer.
         depth: number of hidden layers.
         activation: between the layers, a name of jax.nn.
+        batch_norm: normalise what enters each layer (chapter batch_norm).
+        training: by the statistics of the batch, not the running ones.
     """
 
     width: int
     depth: int
     activation: str = "gelu"
+    batch_norm: bool = False
+    training: bool = False
 
     @nn.compact
     def __call__(
@@ -181,6 +197,13 @@ class Critic(nn.Module):
         observation: Float[Array, "... O"],
         action: Float[Array, "... A"],
     ) -> tuple[Float[Array, "... 2"], Float[Array, "... 2"]]:
-        mlp = twice(MLP)(self.width, self.depth, 2, self.activation)
+        mlp = twice(MLP)(
+            self.width,
+            self.depth,
+            2,
+            self.activation,
+            self.batch_norm,
+            self.training,
+        )
         mean, raw = jnp.moveaxis(mlp(observation, action), -2, 0)
         return mean, nn.softplus(raw)

@@ -54,7 +54,7 @@ class SOMConfig(ActorCriticConfig):
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
     estimator: Literal["idem", "box", "combined"] = "combined"
     sharpening: float = 4.0  # w_s: the score times 1 + w_s (1 - t)^2
-    rescale: float | None = None  # or given this length: w of Equation (8)
+    rescale: float | None = None  # w of (8): this length, not sharpened
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
     anchor_share: float = 0.25  # share of the batch with r = t
     prior_share: float = 0.5  # share of the batch that starts from the prior
@@ -62,6 +62,9 @@ class SOMConfig(ActorCriticConfig):
     inverse_temperature: float | None = 10.0  # factor on Q; None: alpha
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
     chunk: int = 5  # guesses evaluated at once (memory); 0: all
+    policy_batch: int | None = None  # states per policy step; None: all
+    correction_share: float = 0.0  # share of them whose jump is corrected
+    climb: float = 0.0  # weight of -Q at those jumps
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,6 +72,11 @@ class SOMConfig(ActorCriticConfig):
             raise ValueError(
                 f"anchor_share {self.anchor_share} and prior_share "
                 f"{self.prior_share} share one batch; together at most 1"
+            )
+        if self.target == "semigroup" and self.anchor_share == 0:
+            raise ValueError(
+                "anchor_share is 0; the semigroup target wants rows with "
+                "r = t, for only there it sees the critic"
             )
 
 
@@ -124,8 +132,9 @@ def flow_velocity(
         estimate = ESTIMATORS[config.estimator](
             energy, a, t, sde, key, config.num_samples, config.chunk
         )
-        estimate *= 1 + config.sharpening * (1 - t) ** 2
-        if config.rescale is not None:
+        if config.rescale is None:
+            estimate *= 1 + config.sharpening * (1 - t) ** 2
+        else:  # a factor would be lost
             estimate = probability_flow.unit_rescale(estimate, config.rescale)
         return probability_flow.velocity(estimate, a, t, sde)
 
@@ -176,7 +185,9 @@ def policy_loss(
     Returns:
         Loss, a scalar.
     """
-    config, num = agent.config, len(batch.observation)
+    config = agent.config
+    batch = jax.tree.map(lambda x: x[: config.policy_batch], batch)
+    num = len(batch.observation)
     k_time, k_noise, k_prior, k_spread, k_row = jax.random.split(key, 5)
     r, t = times(agent, k_time, num)
     a_t = jax.vmap(agent.sde.perturb)(
@@ -198,8 +209,31 @@ def policy_loss(
         aim = policy_target(agent, u, v, a_t, r, t, k_middle)
         return jnp.sum((net(policy, a_t, r, t) - aim) ** 2)
 
+    def jump(observation, a_1, key):
+        k_score, k_time = jax.random.split(key)
+        net = lambda params, r: agent.policy_net.apply(
+            params, a_1, r, jnp.ones(()), observation
+        )
+        end = a_1 - net(policy, jnp.zeros(()))
+        value = q_value(agent, critic, observation, jnp.clip(end, -1, 1))
+        s = jax.random.uniform(k_time, (), minval=0.05, maxval=0.5)
+        v = flow_velocity(agent, critic, factor, observation, k_score)
+        a = a_1 - (1 - s) * net(policy, s)
+        for i in range(2):
+            a = a - s / 2 * v(a, s * (1 - i / 2))
+        aim = jax.lax.stop_gradient(a)
+        return jnp.sum((end - aim) ** 2) - config.climb * value / spread
+
     keys = jax.random.split(k_row, num)
-    return jnp.mean(jax.vmap(row)(batch.observation, a_t, r, t, keys))
+    cut = round(config.correction_share * num)
+    rows = batch.observation, a_t, r, t, keys
+    losses = jax.vmap(row)(*(x[: num - cut] for x in rows))
+    if cut:
+        more = jax.vmap(jump)(
+            *(x[num - cut :] for x in (batch.observation, prior, keys))
+        )
+        losses = jnp.concatenate([losses, more])
+    return jnp.mean(losses)
 
 
 # %% The agent
@@ -240,13 +274,17 @@ LITERAL = SOMConfig(
 )
 LAPTOP = SOMConfig(
     **LAPTOP_FRAME,
-    num_samples=16,
+    num_samples=12,
     chunk=0,
     policy_delay=1,
+    target_particles=1,
+    policy_batch=64,
 )
 BANDIT = replace(
     LAPTOP,
     policy_delay=2,
+    target_particles=None,
+    policy_batch=None,
     estimator="box",
     num_samples=32,
     anchor_share=0.0,

@@ -99,6 +99,10 @@ class LangevinConfig(ActorCriticConfig):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; at least 1 is wanted"
                 )
+        if self.batch_norm and self.num_levels > 1:
+            raise ValueError(
+                "batch_norm is True; critics with noise levels have none"
+            )
         first, last = self.noise_range
         if not (first >= last > 0 and self.step_size > 0):
             raise ValueError(
@@ -136,13 +140,12 @@ def level_step(agent: "Langevin", before, critic, opt, batch, key):
     a_l = a + agent.sigmas[level][:, None] * noise
 
     def loss(params):
-        gap = agent.twins(params, s, a_l, level) - target[:, None]
+        now = critic | {"params": params}
+        gap = agent.twins(now, s, a_l, level) - target[:, None]
         return jnp.sum(jnp.mean(gap**2, 0))
 
-    value, grads = jax.value_and_grad(loss)(critic)
-    adam = optax.adam(agent.config.critic_lr)
-    updates, opt = adam.update(grads, opt)
-    return optax.apply_updates(critic, updates), opt, value
+    value, grads = jax.value_and_grad(loss)(critic["params"])
+    return *agent.critic_adam(critic, grads, opt), value
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from som.agent.actor_critic import (
     LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
-    candidates,
+    best_of_n,
     q_value,
 )
 from som.agent.critic import Transition
@@ -75,7 +75,7 @@ class SACConfig(ActorCriticConfig):
     alpha_delay: int = 1  # updates between two steps of alpha
     target_entropy: float = -1.0  # nats per action dimension
     noise_scale: float = 0.0  # the policy's own spread explores
-    num_particles: int = 1  # not used: SAC takes its own draw
+    num_particles: int = 1  # N of best-of-N in acting
     distributional: bool = False  # critics predict a std beside the mean
     initial_alpha: float = math.e  # where the temperature starts
     policy_delay: int = 1  # updates per step of policy and targets
@@ -136,18 +136,19 @@ class SAC(ActorCritic):
         return jnp.stack([noise, jnp.tanh(mean + jnp.exp(log_std) * noise)])
 
     def act(self, state, observation, key, explore: bool = False):
-        """A draw when exploring, else tanh of the mean: [..., A]."""
+        """A draw when exploring, else tanh of the mean: [..., A].
+
+        With more than one particle, the best of N draws in both cases.
+        """
         policy = self.acting_policy(state)
-        if explore:
-            return candidates(self, policy, observation, key, 1)[0]
+        if explore or self.config.num_particles > 1:
+            return best_of_n(self, policy, state.critic, observation, key)
         return jnp.tanh(self.moments(policy, observation)[0])
 
-    def next_value(self, state, batch: Transition, key):
-        """Mean and std of the soft value of what follows, [B, 2] each."""
-        s = batch.next_observation
-        action, log_pi = self.draw(state.policy, s, key)
-        mean, std = self.critic_net.apply(state.target_critic, s, action)
-        return mean - jnp.exp(state.log_alpha) * log_pi[:, None], std
+    def follow(self, state, observation, key) -> tuple[Array, Array]:
+        """A draw, [B, A], and alpha log pi, [B]: the price of certainty."""
+        action, log_pi = self.draw(state.policy, observation, key)
+        return action, jnp.exp(state.log_alpha) * log_pi
 
     def policy_loss(self, policy, state, batch: Transition, key) -> Array:
         """Mean of alpha log pi - min Q, one draw per state."""

@@ -80,7 +80,7 @@ class KnownCritic(NamedTuple):
 
     def init(self, key, observation, action) -> dict:
         """No parameters."""
-        return {}
+        return {"params": {}}
 
     def apply(self, params, observation, action):
         """The reward as the mean of both twins, and a std of one."""

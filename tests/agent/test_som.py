@@ -29,6 +29,8 @@ TINY = SOMConfig(width=8, depth=1, batch_size=4, num_samples=4, num_particles=3)
         {"estimator": "idem", "target": "jvp", "inverse_temperature": None},
         {"estimator": "idem", "clip_guesses": True, "q_scale": "batch"},
         {"estimator": "box", "target": "semigroup", "rescale": 4.0},
+        {"batch_norm": True, "target_particles": 1, "policy_batch": 2},
+        {"batch_norm": True, "lagging_critic": False},
         {"sde": "ve", "noise_range": (0.05, 1.0), "ema_policy": True},
     ],
     ids=lambda o: "-".join(map(str, o.values())) or "default",

@@ -9,7 +9,7 @@ import pytest
 from examples import transitions
 from scipy.stats import norm
 
-from som.agent.actor_critic import candidates, make_agent
+from som.agent.actor_critic import candidates, critic_step, make_agent
 from som.agent.critic import Transition
 from som.baselines.sac import LOG_STD, SAC, log_slope, squash
 from som.training import loop
@@ -71,9 +71,19 @@ def test_entropy_is_in_the_target_of_both_twins_and_in_the_losses():
     state = agent.init(jax.random.PRNGKey(0))
     s = batch.next_observation
     a, log_pi = agent.draw(state.policy, s, key)
-    q = agent.critic_net.apply(state.target_critic, s, a)[0]
-    value = agent.next_value(state, batch, key)[0]
-    np.testing.assert_allclose(value, q - 0.5 * log_pi[:, None], rtol=1e-5)
+    drawn, price = agent.follow(state, s, key)
+    np.testing.assert_array_equal(drawn, a)
+    np.testing.assert_allclose(price, 0.5 * log_pi, rtol=1e-5)
+    plain = tiny(initial_alpha=0.5, distributional=False)
+    *_, metrics = critic_step(plain, state, batch, key)
+    k_next = jax.random.split(key)[0]
+    a, log_pi = plain.draw(state.policy, s, k_next)
+    q = plain.critic_net.apply(state.target_critic, s, a)[0].min(-1)
+    reward = plain.config.reward_scale * batch.reward
+    gain = plain.config.discount * (1 - batch.terminated) * (q - 0.5 * log_pi)
+    now = plain.critic_net.apply(state.critic, batch.observation, batch.action)[0]
+    by_hand = np.sum(np.mean((now - (reward + gain)[:, None]) ** 2, 0))
+    np.testing.assert_allclose(metrics["critic/loss"], by_hand, rtol=1e-4)
     a, log_pi = agent.draw(state.policy, batch.observation, key)
     q = agent.critic_net.apply(state.critic, batch.observation, a)[0].min(-1)
     loss = agent.policy_loss(state.policy, state, batch, key)
