@@ -48,10 +48,11 @@ def test_first_layer_by_hand():
     def even(x):
         return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3)
 
+    own = critic["params"]["VmapMLP_0"]
     for twin in range(2):
-        own = jax.tree.map(lambda x: np.asarray(x[twin]), critic["params"]["VmapMLP_0"])
-        h = even(s) @ own["Dense_0"]["kernel"] + even(a) @ own["Dense_1"]["kernel"]
-        out = even(np.maximum(h, 0)) @ own["Dense_2"]["kernel"]
+        w_s, w_a, w = (own[f"Dense_{i}"]["kernel"][twin] for i in range(3))
+        h = even(s) @ w_s + even(a) @ w_a
+        out = even(np.maximum(h, 0)) @ w
         np.testing.assert_allclose(mean[:, twin], out[:6, 0], atol=1e-4)
         np.testing.assert_allclose(next_mean[:, twin], out[6:, 0], atol=1e-4)
 
