@@ -4,6 +4,7 @@ Exported by tools/export.py from book/agent/actor_critic.md; edit the chapter.
 """
 
 __all__ = [
+    "at_least_one",
     "ActorCriticConfig",
     "LAPTOP_FRAME",
     "BASELINE_LOOPS",
@@ -46,6 +47,18 @@ from som.agent.temperature import temperature_loss
 
 
 # %% The settings they share
+def at_least_one(config: Any, *names: str) -> None:
+    """Refuse counts below one; a count may be None.
+
+    Raises:
+        ValueError: one of the named settings is below 1.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; at least 1 is wanted")
+
+
 @dataclass(frozen=True)
 class ActorCriticConfig:
     """Settings that every off-policy agent has; defaults are the paper's."""
@@ -75,11 +88,14 @@ class ActorCriticConfig:
     ema_policy: bool = True  # act with the lagging copy of the policy
 
     def __post_init__(self):
-        for name in ("width", "depth", "batch_size", "num_particles"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; at least 1 is wanted"
-                )
+        at_least_one(
+            self,
+            "width",
+            "depth",
+            "batch_size",
+            "num_particles",
+            "target_particles",
+        )
 
 
 LAPTOP_FRAME: dict[str, Any] = {

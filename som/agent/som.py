@@ -33,6 +33,7 @@ from som.agent.actor_critic import (
     LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
+    at_least_one,
     q_value,
 )
 from som.agent.critic import Transition
@@ -63,11 +64,10 @@ class SOMConfig(ActorCriticConfig):
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
     chunk: int = 5  # guesses evaluated at once (memory); 0: all
     policy_batch: int | None = None  # states per policy step; None: all
-    correction_share: float = 0.0  # share of them whose jump is corrected
-    climb: float = 0.0  # weight of -Q at those jumps
 
     def __post_init__(self):
         super().__post_init__()
+        at_least_one(self, "num_samples", "policy_batch")
         if self.anchor_share + self.prior_share > 1:
             raise ValueError(
                 f"anchor_share {self.anchor_share} and prior_share "
@@ -209,31 +209,8 @@ def policy_loss(
         aim = policy_target(agent, u, v, a_t, r, t, k_middle)
         return jnp.sum((net(policy, a_t, r, t) - aim) ** 2)
 
-    def jump(observation, a_1, key):
-        k_score, k_time = jax.random.split(key)
-        net = lambda params, r: agent.policy_net.apply(
-            params, a_1, r, jnp.ones(()), observation
-        )
-        end = a_1 - net(policy, jnp.zeros(()))
-        value = q_value(agent, critic, observation, jnp.clip(end, -1, 1))
-        s = jax.random.uniform(k_time, (), minval=0.05, maxval=0.5)
-        v = flow_velocity(agent, critic, factor, observation, k_score)
-        a = a_1 - (1 - s) * net(policy, s)
-        for i in range(2):
-            a = a - s / 2 * v(a, s * (1 - i / 2))
-        aim = jax.lax.stop_gradient(a)
-        return jnp.sum((end - aim) ** 2) - config.climb * value / spread
-
     keys = jax.random.split(k_row, num)
-    cut = round(config.correction_share * num)
-    rows = batch.observation, a_t, r, t, keys
-    losses = jax.vmap(row)(*(x[: num - cut] for x in rows))
-    if cut:
-        more = jax.vmap(jump)(
-            *(x[num - cut :] for x in (batch.observation, prior, keys))
-        )
-        losses = jnp.concatenate([losses, more])
-    return jnp.mean(losses)
+    return jnp.mean(jax.vmap(row)(batch.observation, a_t, r, t, keys))
 
 
 # %% The agent

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from som.agent.actor_critic import (
     AGENTS,
     BASELINE_LOOPS,
+    at_least_one,
     best_of_n,
     q_value,
 )
@@ -109,11 +110,7 @@ class DIPOConfig(DiffusionConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_gradient_steps < 1:
-            raise ValueError(
-                f"num_gradient_steps is {self.num_gradient_steps}; "
-                "at least 1 is wanted"
-            )
+        at_least_one(self, "num_gradient_steps")
 
 
 def guide_of(batch: Transition) -> Float[Array, "B A"]:

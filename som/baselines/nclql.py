@@ -21,7 +21,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 from som.agent.actor_critic import (
@@ -30,6 +29,7 @@ from som.agent.actor_critic import (
     LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
+    at_least_one,
     best_of_n,
     critic_step,
 )
@@ -94,11 +94,7 @@ class LangevinConfig(ActorCriticConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_levels", "num_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; at least 1 is wanted"
-                )
+        at_least_one(self, "num_levels", "num_steps")
         if self.batch_norm and self.num_levels > 1:
             raise ValueError(
                 "batch_norm is True; critics with noise levels have none"

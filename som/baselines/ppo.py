@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from som.agent.actor_critic import AGENTS
+from som.agent.actor_critic import AGENTS, at_least_one
 from som.agent.critic import Transition
 from som.agent.networks import MLP
 
@@ -102,11 +102,7 @@ class PPOConfig:
     initial_log_std: float = -0.5  # of the Gaussian, in every dimension
 
     def __post_init__(self):
-        for name in ("width", "depth", "policy_steps", "value_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; at least 1 is wanted"
-                )
+        at_least_one(self, "width", "depth", "policy_steps", "value_steps")
 
 
 class PPOState(NamedTuple):

@@ -25,6 +25,7 @@ from som.agent.actor_critic import (
     LAPTOP_FRAME,
     ActorCritic,
     ActorCriticConfig,
+    at_least_one,
     q_value,
 )
 from som.agent.critic import Transition
@@ -88,10 +89,7 @@ class QSMConfig(ActorCriticConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_steps < 1:
-            raise ValueError(
-                f"num_steps is {self.num_steps}; at least 1 is wanted"
-            )
+        at_least_one(self, "num_steps")
         if not self.first_step > 0:
             raise ValueError(
                 f"first_step is {self.first_step}; "

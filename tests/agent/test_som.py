@@ -119,6 +119,11 @@ def test_profiles_and_names():
         make_agent("som", 3, 2, widht=3)
     with pytest.raises(ValueError, match="papper"):
         make_agent("som", 3, 2, profile="papper")
+    for name in ("num_samples", "policy_batch", "target_particles"):
+        with pytest.raises(ValueError, match=f"{name} is 0; at least 1 is wanted"):
+            replace(TINY, **{name: 0})
+    with pytest.raises(ValueError, match=r"anchor_share is 0; the semigroup"):
+        replace(TINY, target="semigroup", anchor_share=0.0)
     with pytest.raises(ValueError, match="batch_size is 0"):
         make_agent("som", 3, 2, batch_size=0)
 
