@@ -7,7 +7,9 @@ __all__ = [
     "at_least_one",
     "ActorCriticConfig",
     "LAPTOP_FRAME",
+    "SAMPLE_EFFICIENT",
     "BASELINE_LOOPS",
+    "EFFICIENT_LOOPS",
     "ActorCriticState",
     "candidates",
     "q_value",
@@ -109,8 +111,16 @@ LAPTOP_FRAME: dict[str, Any] = {
     "initial_alpha": 1.0,
 }  # what every agent's profile `laptop` changes
 
+SAMPLE_EFFICIENT: dict[str, Any] = {
+    "batch_norm": True,
+    "lagging_critic": False,
+    "critic_momentum": 0.5,
+}  # what the profile `sample-efficient` changes in `laptop`
+
 BASELINE_LOOPS: dict[str, dict[str, Any]] = {"paper": {"warmup": 30_000}}
 """Table 3 of the paper: its baselines begin to learn before SOM does."""
+EFFICIENT_LOOPS = {"sample-efficient": {"updates_per_step": 1.0}}
+"""A normalised critic can use an update for every step."""
 
 
 # %% The state

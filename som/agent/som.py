@@ -30,7 +30,9 @@ from jaxtyping import Array, Float
 
 from som.agent.actor_critic import (
     AGENTS,
+    EFFICIENT_LOOPS,
     LAPTOP_FRAME,
+    SAMPLE_EFFICIENT,
     ActorCritic,
     ActorCriticConfig,
     at_least_one,
@@ -285,9 +287,11 @@ class SOM(OneStep):
     profiles: ClassVar[dict[str, Any]] = {
         "paper": SOMConfig(),
         "laptop": LAPTOP,
+        "sample-efficient": replace(LAPTOP, **SAMPLE_EFFICIENT),
         "bandit": BANDIT,
         "paper-literal": LITERAL,
     }
+    loops: ClassVar[dict[str, dict[str, Any]]] = EFFICIENT_LOOPS
 
     @property
     def sde(self) -> SDE:

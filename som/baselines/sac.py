@@ -8,12 +8,13 @@ __all__ = [
     "squash",
     "LOG_STD",
     "SACConfig",
+    "LAPTOP",
     "SAC",
 ]
 
 # %% Imports
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -23,7 +24,9 @@ from jaxtyping import Array, Float
 from som.agent.actor_critic import (
     AGENTS,
     BASELINE_LOOPS,
+    EFFICIENT_LOOPS,
     LAPTOP_FRAME,
+    SAMPLE_EFFICIENT,
     ActorCritic,
     ActorCriticConfig,
     best_of_n,
@@ -83,6 +86,9 @@ class SACConfig(ActorCriticConfig):
     jacobian: bool = True  # count the slope of tanh in the log-density
 
 
+LAPTOP = SACConfig(**LAPTOP_FRAME | {"num_particles": 1}, alpha_lr=1e-3)
+
+
 @dataclass(frozen=True)
 class SAC(ActorCritic):
     """Soft actor-critic (Haarnoja et al., 2018).
@@ -97,14 +103,13 @@ class SAC(ActorCritic):
 
     profiles: ClassVar[dict[str, Any]] = {
         "paper": SACConfig(),
-        "laptop": SACConfig(
-            **LAPTOP_FRAME | {"num_particles": 1},
-            alpha_lr=1e-3,
-        ),
+        "laptop": LAPTOP,
+        "sample-efficient": replace(LAPTOP, **SAMPLE_EFFICIENT),
         "relax": SACConfig(jacobian=False),  # a defect, see "Differences"
     }
     loops: ClassVar[dict[str, dict[str, Any]]] = {
         **BASELINE_LOOPS,
+        **EFFICIENT_LOOPS,
         "relax": BASELINE_LOOPS["paper"],
     }
 

@@ -6,6 +6,7 @@ Exported by tools/export.py from book/training/loop.md; edit the chapter.
 __all__ = [
     "LoopConfig",
     "LAPTOP",
+    "FOR_A_LAPTOP",
     "profiles",
     "schedule",
     "defaults",
@@ -101,6 +102,9 @@ LAPTOP = LoopConfig(
 )
 
 
+FOR_A_LAPTOP = "laptop", "sample-efficient"
+
+
 def profiles(kind) -> list[str]:
     """The profiles with which an agent's class learns a task."""
     return [name for name in kind.profiles if name != "bandit"]
@@ -109,9 +113,10 @@ def profiles(kind) -> list[str]:
 def schedule(kind, profile: str) -> LoopConfig:
     """The schedule of an agent's class in one of its profiles.
 
-    It is LAPTOP or else the paper's, with what the class says in its `loops`.
+    It is LAPTOP for those FOR_A_LAPTOP, else the paper's, with what the
+    class says in its `loops`.
     """
-    usual = LAPTOP if profile == "laptop" else LoopConfig()
+    usual = LAPTOP if profile in FOR_A_LAPTOP else LoopConfig()
     return replace(usual, **kind.loops.get(profile, {}))
 
 

@@ -56,7 +56,7 @@ def usual_steps(algo: str, env: str, profile: str) -> int:
     Args:
         algo, env, profile: as in som.train.
     """
-    if profile == "laptop":
+    if profile in loop.FOR_A_LAPTOP:
         return 50_000
     return 1_000_000 if env in QUICK and algo != "ppo" else 5_000_000
 

@@ -48,7 +48,9 @@ def test_schedule_of_the_paper():
     assert (paper.warmup, paper.capacity) == (100_000, 1_000_000)
     # The profile of the plane has no environment and so no schedule.
     names = loop.profiles(AGENTS["som"])
-    assert names == ["paper", "laptop", "paper-literal"]
+    assert names == ["paper", "laptop", "sample-efficient", "paper-literal"]
+    efficient = loop.schedule(AGENTS["sac"], "sample-efficient")
+    assert efficient == replace(loop.LAPTOP, updates_per_step=1.0)
     for kind in AGENTS.values():
         assert {"laptop", "paper"} <= set(loop.profiles(kind))
 
