@@ -540,7 +540,7 @@ def _add_train(commands: Any) -> None:
         "--profile",
         default="laptop",
         metavar="NAME",
-        help="set of hyper-parameters: laptop, paper or paper-literal "
+        help="set of hyper-parameters: laptop, sample-efficient, paper, ... "
         "(default: laptop)",
     )
     option(
@@ -577,7 +577,7 @@ def _add_sweep(commands: Any) -> None:
            help="environment steps of each run (default: 50 000 for the "
            "profile laptop; else the paper's 1e6 or 5e6)")  # fmt: skip
     option("--profile", default="laptop", metavar="NAME",
-           help="set of hyper-parameters: laptop, paper or paper-literal "
+           help="set of hyper-parameters: laptop, sample-efficient, paper, ... "
            "(default: laptop)")  # fmt: skip
     option("--out", default="runs/sweep", metavar="DIR",
            help="folder of the sweep; runs are in DIR/TASK/ALGORITHM/SEED "

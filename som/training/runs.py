@@ -251,7 +251,7 @@ def train(
         env: Gymnasium id of a task with a bounded Box of actions.
         steps: environment steps per seed (rounded up to whole chunks).
         seeds: distinct non-negative integers.
-        profile: "paper", "laptop" or "paper-literal".
+        profile: "paper", "laptop", "sample-efficient", ....
         out: folder for checkpoints, policy, record and curve; None: none.
         progress: called as progress(step, metrics) after each chunk.
         time_limit: seconds after which no further chunk begins; resume

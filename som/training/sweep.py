@@ -92,7 +92,7 @@ def plan(
         seeds: non-negative integers, one run each.
         out: the sweep's folder; runs are in OUT/TASK/ALGORITHM/SEED.
         steps: environment steps of each run; None is usual_steps.
-        profile: "paper", "laptop" or "paper-literal".
+        profile: "paper", "laptop", "sample-efficient", ....
         **overrides: fields of the agents' configs or of LoopConfig; each
             goes to every algorithm that has it.
 
