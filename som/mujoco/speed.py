@@ -124,13 +124,16 @@ def operations(agent: Any) -> dict[str, float]:
     pi_s = 2 * ((o + 32) * c.width + 2048)
     guesses = c.num_samples * (2 if c.estimator == "idem" else 1)
     centre = 2 * (kappa + kappa_s) if c.estimator == "combined" else 0
-    candidates = c.num_particles * (kappa + pi)
+    num = c.target_particles or c.num_particles
+    choice = num * kappa + kappa_s if num > 1 else 0
     b = float(c.batch_size)
+    rows = min(b, c.policy_batch or b)  # states of the policy's step
+    passes = 6 + 2 * c.lagging_critic if c.batch_norm else 4
     return {
-        "K pass": b * (guesses * kappa + kappa_s + centre),
-        "N pass": b * (candidates + kappa_s + pi_s),
-        "critics": 4 * b * (kappa + kappa_s),
-        "policy": 4 * b * (pi + pi_s) + 8 * min(b, 32.0) * kappa,
+        "K pass": rows * (guesses * kappa + kappa_s + centre),
+        "N pass": b * (num * pi + choice + pi_s),
+        "critics": passes * b * (kappa + kappa_s),
+        "policy": 4 * rows * (pi + pi_s) + 8 * min(rows, 32.0) * kappa,
     }
 
 
@@ -163,12 +166,14 @@ def traffic(agent: Any) -> dict[str, float]:
     c = agent.config
     shapes = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-    layer = 8.0 * c.batch_size * c.width * c.depth
+    layer = 8.0 * c.width * c.depth
+    rows = min(c.batch_size, c.policy_batch or c.batch_size)
+    num = c.target_particles or c.num_particles
     guesses = c.num_samples * (2 if c.estimator == "idem" else 1)
     return {
         "state": 2.0 * state,
-        "K pass": layer * 2 * guesses,
-        "N pass": layer * 3 * c.num_particles,
+        "K pass": layer * rows * 2 * guesses,
+        "N pass": layer * c.batch_size * (3 * num if num > 1 else 1),
     }
 
 
