@@ -1,6 +1,8 @@
 """The names that people import first."""
 
 import inspect
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,3 +70,10 @@ def test_bad_calls_are_one_sentence(tmp_path):
         with pytest.raises(ValueError) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_a_clone_named_som_does_not_hide_the_package():
+    """In the folder above it; setuptools then puts the clone on Python's path."""
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    settings = tomllib.loads(project.read_text())["tool"]["setuptools"]
+    assert settings["package-dir"] == {"": "."}
