@@ -9,6 +9,7 @@ __all__ = [
     "target",
     "semigroup_target",
     "lagrangian_target",
+    "correction_target",
 ]
 
 from collections.abc import Callable
@@ -104,3 +105,29 @@ def lagrangian_target(
     )
     end = a_t - (t - r) * average
     return jax.lax.stop_gradient(velocity_fn(end, r) + (t - r) * du_dr)
+
+
+# %% Let the flow finish: the endpoint correction
+def correction_target(
+    u: AverageVelocity, velocity_fn: Callable, a_1, s, num_steps: int = 2
+) -> Float[Array, "A"]:
+    """The network's jump 1 to s, then Euler steps of the flow to 0.
+
+    A target for u(a_1, 0, 1) alone; needs other rows that teach the jump
+    from 1 to s.
+
+    Args:
+        u: average velocity, maps (a [A], r, t) to [A].
+        velocity_fn: v, maps (a [A], t) to [A]; asked num_steps times, at
+            times from s down to s / num_steps.
+        a_1: draw from the prior, [A].
+        s: time where the flow takes over, scalar in (0, 1).
+        num_steps: number of Euler steps from s to 0.
+
+    Returns:
+        Target for u(a_1, 0, 1), [A], gradient stopped.
+    """
+    a, step = a_1 - (1 - s) * u(a_1, s, jnp.ones_like(s)), s / num_steps
+    for i in range(num_steps):
+        a -= step * velocity_fn(a, s - i * step)
+    return jax.lax.stop_gradient(a_1 - a)

@@ -1,4 +1,4 @@
-"""MeanFlow's three targets: fixed points, what they leave open, and learning."""
+"""Four targets of the average velocity: fixed points, open ends, learning."""
 
 from functools import partial
 
@@ -8,7 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from som.theory.meanflow import lagrangian_target, one_step, semigroup_target, target
+from som.theory.meanflow import (
+    correction_target,
+    lagrangian_target,
+    one_step,
+    semigroup_target,
+    target,
+)
 from som.theory.probability_flow import integrate, velocity
 from som.theory.sde import VP
 
@@ -200,3 +206,62 @@ def test_a_small_network_learns_the_one_step_map(kind):
 
     before, after = error(layers), error(run(layers))
     assert after < 0.1 < before, (before, after)
+
+
+@pytest.fixture(scope="module")
+def starts():
+    keys = jax.random.split(jax.random.key(5), 2)
+    s = jax.random.uniform(keys[0], (64,), minval=0.05, maxval=0.5)
+    return jax.random.normal(keys[1], (64, 2)), s
+
+
+def corrected(u, starts, num_steps, v=exact_v):
+    one = partial(correction_target, u, v, num_steps=num_steps)
+    return jax.jit(jax.vmap(one))(*starts)
+
+
+def test_the_correction_of_the_true_map_is_off_by_the_error_of_euler(starts):
+    exact = jax.vmap(lambda a: exact_u(a, 0.0, 1.0))(starts[0])
+    error = [jnp.abs(corrected(exact_u, starts, n) - exact).mean() for n in (16, 32)]
+    assert error[1] < 0.01
+    np.testing.assert_allclose(error[0] / error[1], 2, rtol=0.15)
+
+
+def test_the_correction_by_hand(starts):
+    found = corrected(rough_u, starts, 2)
+    for i in range(3):
+        a, s = starts[0][i], starts[1][i]
+        x = a - (1 - s) * rough_u(a, s, 1.0)
+        x = x - s / 2 * exact_v(x, s)
+        x = x - s / 2 * exact_v(x, s / 2)
+        np.testing.assert_allclose(found[i], a - x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_correction_shrinks_an_error_as_the_flow_does(starts):
+    def off(a, r, t):
+        return exact_u(a, r, t) - 0.1 / (t - r)
+
+    moved = corrected(exact_u, starts, 32) - corrected(off, starts, 32)
+    factor = WIDTH / jax.vmap(spread)(starts[1])[:, None]
+    np.testing.assert_allclose(moved, 0.1 * factor + 0 * moved, atol=4e-3)
+    assert moved.max() < 0.1
+
+
+def test_the_correction_believes_a_wrong_start(starts):
+    def u(a, r, t):
+        return (a - (a + 0.3) * spread(r) / spread(t)) / (t - r)
+
+    wrong = jax.vmap(lambda a: u(a, 0.0, 1.0))(starts[0])
+    np.testing.assert_allclose(corrected(u, starts, 32), wrong, atol=0.03)
+    exact = jax.vmap(lambda a: exact_u(a, 0.0, 1.0))(starts[0])
+    assert jnp.abs(wrong - exact).min() > 0.05
+
+
+def test_no_gradient_flows_through_the_correction():
+    def loss(scale):
+        def u(a, r, t):
+            return scale * rough_u(a, r, t)
+
+        return correction_target(u, exact_v, jnp.ones(2), jnp.float32(0.3)).sum()
+
+    assert jax.grad(loss)(1.5) == 0
