@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 # %% The variance-preserving kernel
 @dataclass(frozen=True)
 class VP:
-    """Variance-preserving SDE, da = -beta(t) a / 2 dt + sqrt(beta(t)) dw.
+    """Variance-preserving SDE, da = -beta(t) a / 2 dt + sqrt(beta(t)) dW.
 
     Equation (1) of the paper, with beta(t) linear in t on [0, 1]. Times t
     are scalars, or arrays that broadcast against the actions.
