@@ -540,7 +540,7 @@ def _add_train(commands: Any) -> None:
         "--profile",
         default="laptop",
         metavar="NAME",
-        help="set of hyper-parameters: laptop, sample-efficient, paper, ... "
+        help="set of settings: laptop, sample-efficient, paper, ... "
         "(default: laptop)",
     )
     option(
@@ -577,8 +577,8 @@ def _add_sweep(commands: Any) -> None:
            help="environment steps of each run (default: 50 000 for the "
            "profile laptop; else the paper's 1e6 or 5e6)")  # fmt: skip
     option("--profile", default="laptop", metavar="NAME",
-           help="set of hyper-parameters: laptop, sample-efficient, paper, "
-           "... (default: laptop)")  # fmt: skip
+           help="set of settings: laptop, sample-efficient, paper, ... "
+           "(default: laptop)")  # fmt: skip
     option("--out", default="runs/sweep", metavar="DIR",
            help="folder of the sweep; runs are in DIR/TASK/ALGORITHM/SEED "
            "(default: runs/sweep)")  # fmt: skip
