@@ -61,7 +61,6 @@ LITERAL = SOM.profiles["paper-literal"]
 ONE_CHANGE: dict[str, dict[str, Any]] = {
     "default": {},
     "combined estimator": {"estimator": "combined"},
-    "semigroup target": {"target": "semigroup", "anchor_share": 0.25},
     "sharpening 2": {"sharpening": 2.0},
     "sharpening 8": {"sharpening": 8.0},
     "8 guesses": {"num_samples": 8},
