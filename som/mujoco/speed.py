@@ -619,20 +619,24 @@ def compile_seconds(agent: Any) -> float:
 
 
 def algorithms(
-    repeats: int, names: Iterable[str], **overrides: Any
+    repeats: int,
+    names: Iterable[str],
+    profile: str = "paper",
+    **overrides: Any,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Time agents against each other, as Table 2 of the paper.
 
     Args:
         repeats: timings per median.
         names: keys of AGENTS.
-        **overrides: fields of their `paper` profiles to change.
+        profile: one that all of them have.
+        **overrides: fields of their configurations to change.
 
     Yields:
         The title of a table, and a row for each agent.
     """
     agents = {
-        name: make_agent(name, 17, 6, "paper", **overrides) for name in names
+        name: make_agent(name, 17, 6, profile, **overrides) for name in names
     }
     learners = {
         name: agent
@@ -646,7 +650,7 @@ def algorithms(
     cycles = {name: cycle(agent) for name, agent in learners.items()}
     calls = {name: call for name, (call, _) in cycles.items()}
     yield (
-        "ms per update, paper profile",
+        f"ms per update, {profile} profile",
         {
             name: 1e3 * seconds / cycles[name][1]
             for name, seconds in medians(calls, repeats).items()
@@ -654,7 +658,7 @@ def algorithms(
     )
     actions = {name: one_action(agent) for name, agent in agents.items()}
     yield (
-        "ms per action, paper profile",
+        f"ms per action, {profile} profile",
         {k: 1e3 * v for k, v in medians(actions, 100 * repeats).items()},
     )
 

@@ -453,7 +453,9 @@ def _benchmark(args: argparse.Namespace) -> None:
         given = [name.strip() for name in args.algos.split(",")]
         names = list(AGENTS) if given == ["all"] else given
         names = [closest(name, AGENTS, "algorithm") for name in names]
-        tables = BENCHMARKS["algorithms"](args.repeats, names)
+        for name in names:
+            loop.defaults(name, args.profile)  # has it such a profile?
+        tables = BENCHMARKS["algorithms"](args.repeats, names, args.profile)
     record: dict[str, Any] = {
         "provenance": provenance(), "repeats": args.repeats, "tables": {}
     }  # fmt: skip
@@ -747,6 +749,8 @@ def parser() -> argparse.ArgumentParser:
         help="time the agents instead: all, or names with commas "
         "(default: SOM's update and this machine)",
     )
+    bench.add_argument("--profile", default="paper", metavar="NAME",
+                       help="of those agents (default: paper)")  # fmt: skip
     bench.add_argument("--json", metavar="FILE",
                        help="also write the results there, with their "
                        "provenance (default: not written)")  # fmt: skip

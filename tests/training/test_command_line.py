@@ -431,8 +431,8 @@ def benchmarks(monkeypatch):
         yield "one", {"a": float(repeats), "b": 1e-5}
         yield "two", {"c": 1234.5}
 
-    def algorithms(repeats, names):
-        yield "times", {name: float(repeats) for name in names}
+    def algorithms(repeats, names, profile):
+        yield f"times, {profile}", {name: float(repeats) for name in names}
 
     both = {"machine": machine, "algorithms": algorithms}
     monkeypatch.setattr(command_line, "BENCHMARKS", both)
@@ -469,8 +469,21 @@ def test_benchmark_keeps_what_was_measured_before_a_failure(
 def test_benchmark_of_algorithms(benchmarks, tmp_path, algos, names):
     path = tmp_path / "record.json"
     assert main(["benchmark", "--algos", algos, "--json", str(path)]) == 0
-    assert set(read_record(path)["tables"]["times"]) == names
+    assert set(read_record(path)["tables"]["times, paper"]) == names
+    command = [
+        "benchmark",
+        "--algos",
+        "sac",
+        "--profile",
+        "laptop",
+        "--json",
+        str(path),
+    ]
+    assert main(command) == 0
+    assert read_record(path)["tables"] == {"times, laptop": {"sac": 7.0}}
 
 
 def test_benchmark_of_an_unknown_algorithm(benchmarks, capsys):
     assert "did you mean 'som'" in refused(capsys, ["benchmark", "--algos", "sum"])
+    words = ["benchmark", "--algos", "mfp", "--profile", "sample-efficient"]
+    assert "sample-efficient" in refused(capsys, words)
