@@ -53,7 +53,7 @@ def test_known_critic_is_the_reward():
     actions = noise_grid(5, 1.0)
     np.testing.assert_allclose(known.q(actions), actions[:, 0], rtol=1e-6)
     agent = with_known_critic(make_agent("climber", 1, 2, **TINY), slope)
-    assert agent.init(KEY).critic == {}
+    assert agent.init(KEY).critic == {"params": {}}
 
 
 def test_sampler_stays_in_the_box_and_keeps_the_noise():
