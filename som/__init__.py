@@ -7,10 +7,11 @@ the names that people use first.
 from importlib import import_module
 
 from som.agent.actor_critic import AGENTS, make_agent
+from som.training.logs import curves
 from som.training.policy import load
 from som.training.runs import Run, resume, train
 
-__all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]
+__all__ = ["AGENTS", "Run", "curves", "load", "make_agent", "resume", "train"]
 
 import_module("som.agent.som")  # these enter their classes in AGENTS
 for name in (

@@ -7,7 +7,6 @@ __all__ = [
     "count",
     "seed_list",
     "override",
-    "ProgressLine",
     "names",
     "medians",
     "BENCHMARKS",
@@ -22,8 +21,9 @@ import argparse
 import ast
 import contextlib
 import dataclasses
-import json
+import difflib
 import os
+import shlex
 import shutil
 import statistics
 import sys
@@ -38,12 +38,18 @@ from typing import Any
 import jax
 import numpy as np
 from gymnasium.error import Error as GymnasiumError
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from som.agent.actor_critic import AGENTS, closest
 from som.training import environments, loop, runs, sweep
 from som.training.film import film
+from som.training.logs import (
+    LOGS,
+    ProgressLine,
+    clock,
+    first_line,
+    plain_console,
+    progress_line,
+)
 from som.training.policy import evaluate, load
 from som.training.records import (
     bootstrap_ci,
@@ -163,71 +169,18 @@ def override(text: str, *configs: Any) -> tuple[str, Any]:
         ) from None
 
 
-# %% Something to look at while it learns
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-class ProgressLine:
-    """A callback `progress(step, metrics)` that tells a person.
-
-    Args:
-        total: environment steps of the whole run.
-        console: where to write; a bar if it is a terminal, else lines.
-        every: least seconds between two lines.
-    """
-
-    def __init__(self, total: int, console: Console, every: float = 5.0):
-        self.total, self.console, self.every = total, console, every
-        self.result = ""
-        self._start: tuple[int, float] | None = None
-        self._last = -float("inf")
-        self._bar = Progress(
-            TextColumn("{task.completed:,.0f} of {task.total:,} steps"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=total, note="starting")
-
-    def __enter__(self) -> "ProgressLine":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, step: int, metrics: dict[str, Any]) -> None:
-        now = time.monotonic()
-        self._start = self._start or (step, now)
-        speed = (step - self._start[0]) / max(now - self._start[1], 1e-9)
-        if "evaluation/return" in metrics:
-            mean = float(np.mean(metrics["evaluation/return"]))
-            self.result = f"return {mean:,.1f}  "
-        note = self.result + (f"{speed:,.0f} steps/s" if speed else "")
-        if self.console.is_terminal:
-            self._bar.update(self._task, completed=step, note=note)
-        elif now - self._last >= self.every or step >= self.total:
-            self._last = now
-            left = (self.total - step) / speed if speed else 0.0
-            self.console.out(
-                f"{step:>11,} of {self.total:,} steps  {note}"
-                + (f"  {_clock(left)} left" if left else ""),
-                highlight=False,
-            )
-
-
 # %% Train, and go on training
 def _invocation() -> str:
     """How `som` is called from the shell that we were called from."""
     if shutil.which("som"):
         return "som"
     here = os.path.relpath(sys.executable)
-    return f"{min(here, sys.executable, key=len)} -m som"
+    return f"{shlex.quote(min(here, sys.executable, key=len))} -m som"
+
+
+def _word(path: Any) -> str:
+    """A path as a shell wants it."""
+    return shlex.quote(str(path))
 
 
 def _print_final(record: dict[str, Any]) -> None:
@@ -250,45 +203,40 @@ def _report(out: Path) -> None:
     record = read_record(out / "record.json")
     if not runs.is_finished(out):
         print("the time is up, everything is saved; go on with")
-        print(f"  {_invocation()} resume {out}")
+        print(f"  {_invocation()} resume {_word(out)}")
         return
     facts = "{algo} on {env}, profile {profile}:"
     print(facts.format(**record))
     _print_final(record)
-    print(f"learned in {_clock(record['wall_seconds'])}")
+    spent, seconds = _evaluating(record), record["wall_seconds"]
+    print(f"learned in {clock(seconds)}, evaluation {spent / seconds:.0%}")
     print(f"  curve   {out / 'learning_curve.png'}")
-    print(f"  policy  {out / 'policy.npz'}")
+    print(f"  policy  {out / 'policy.npz'} (the best is policy-best.npz)")
+    print(f"  metrics {out / 'metrics.csv'}")
     print(f"  record  {out / 'record.json'}")
     print("watch it with")
-    print(f"  {_invocation()} render {out} --out {out / 'policy.mp4'}")
+    film = _word(out / "policy.mp4")
+    print(f"  {_invocation()} render {_word(out)} --out {film}")
 
 
-def _settings(run: dict[str, Any]) -> dict[str, Any]:
-    """Every setting of a run under its own name, as JSON would hold it."""
-    head = {k: run[k] for k in ("algo", "env", "steps", "profile", "seeds")}
-    return json.loads(json.dumps({**head, **run["agent"], **run["loop"]}))
+def _evaluating(record: dict[str, Any]) -> float:
+    return runs.evaluation_seconds(record["curve"])
 
 
-def _check_same(out: Path, wanted: dict[str, Any]) -> None:
-    """Refuse a folder that holds a run with other settings."""
-    saved = _settings(read_record(out / "config.json"))
-    new = _settings(wanted)
-    differing = [
-        f"{name} is {saved.get(name)} there and {value} here"
-        for name, value in new.items()
-        if saved.get(name) != value
-    ]
-    if differing:
-        raise ValueError(
-            f"{out} holds another run ({'; '.join(differing[:3])}): choose "
-            f"another --out, or continue that run with "
-            f"`{_invocation()} resume {out}`."
-        )
+def _filming(line: ProgressLine, out: Path, every: int | None) -> Any:
+    """A callback like line that also makes a film every so many steps."""
+    if not every:
+        return line
+    seen = -1
 
+    def progress(step: int, metrics: dict[str, Any], trainer: Any) -> None:
+        nonlocal seen
+        line(step, metrics)
+        if seen < 0 or step // every > seen // every:
+            film(trainer.policy(), out / "films" / f"{step}.mp4")
+        seen = step
 
-def _console() -> Console:
-    # Left to itself, rich takes a notebook's output for a terminal.
-    return Console(force_jupyter=False, force_terminal=sys.stdout.isatty())
+    return progress
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -302,26 +250,37 @@ def _train(args: argparse.Namespace) -> None:
     out = Path(args.out or f"runs/{name}")
     args.out = str(out)
     if (out / "config.json").exists():
-        _check_same(out, wanted)
+        runs.check_same(out, wanted, given)
         _resume(args)
         return
-    with ProgressLine(args.steps, _console()) as progress:
+    print(first_line(wanted))
+    with progress_line(wanted) as line:
         runs.train(
             args.algo, args.env, args.steps, args.seeds, args.profile,
-            out, progress, args.time_limit, **given,
+            out, _filming(line, out, args.film_every), args.time_limit,
+            args.log, **given,
         )  # fmt: skip
     _report(out)
 
 
 def _resume(args: argparse.Namespace) -> None:
     out = Path(args.out)
-    if runs.is_finished(out):
+    config = read_record(out / "config.json")
+    longer = (args.steps or 0) > config["steps"]
+    if runs.is_finished(out) and not longer:
+        runs.resume(out, False, steps=args.steps)  # may refuse
         print(f"the run in {out} is already finished.")
+        _report(out)
+        return
+    if longer:
+        config["steps"] = args.steps
+        print(f"the run in {out} goes on, to {args.steps:,} steps.")
     else:
-        steps = read_record(out / "config.json")["steps"]
         print(f"continuing the unfinished run in {out}.")
-        with ProgressLine(steps, _console()) as progress:
-            runs.resume(out, progress, args.time_limit)
+    print(first_line(config))
+    with progress_line(config) as line:
+        progress = _filming(line, out, args.film_every)
+        runs.resume(out, progress, args.time_limit, args.steps, args.log)
     _report(out)
 
 
@@ -346,7 +305,7 @@ def _sweep(args: argparse.Namespace) -> None:
     ended = sum(map(sweep.has_ended, jobs))
     print(f"{len(jobs)} runs, {ended} of them ended before")
     total = sum(job.config["steps"] for job in jobs)
-    with ProgressLine(total, _console()) as line:
+    with ProgressLine(total, plain_console()) as line:
 
         def tell(done: int, status: str) -> None:
             line.result = f"{status}  "
@@ -484,7 +443,8 @@ def _study(args: argparse.Namespace) -> None:
         study, path = STUDIES[name], Path(args.out) / f"{name}.json"
         seeds = args.seeds[: study.most_seeds]
         print(f"{name}: {len(study.arms)} fits, {len(seeds)} seeds each")
-        with ProgressLine(study.total(args.steps), _console()) as line:
+        total = study.total(args.steps)
+        with ProgressLine(total, plain_console()) as line:
 
             def tell(done: int, arm: str, line=line) -> None:
                 line.result = f"{arm}  "
@@ -500,6 +460,20 @@ class _UsageError(ValueError):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **kwargs: Any):
+        # An abbreviation would make 42 seeds of `--seed 42`.
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore
+        known, extra = super().parse_known_args(args, namespace)
+        if extra:
+            wrong = extra[0].partition("=")[0]
+            options = [o for a in self._actions for o in a.option_strings]
+            near = difflib.get_close_matches(wrong, options)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            self.error(f"unknown argument {wrong}{hint}")
+        return known, extra
+
     def error(self, message: str) -> typing.NoReturn:
         raise _UsageError(f"{message} (see {self.prog} --help).")
 
@@ -528,7 +502,8 @@ def _add_train(commands: Any) -> None:
         type=count,
         default=1_000_000,
         metavar="N",
-        help="environment steps per seed; 5e6 is understood (default: 1e6)",
+        help="environment steps per seed; 5e6 is understood; more than the "
+        "run in DIR has make it longer (default: 1e6)",
     )
     option(
         "--seeds",
@@ -551,7 +526,7 @@ def _add_train(commands: Any) -> None:
         help="run folder, made if missing (default: runs/ENV, for SOM's "
         "laptop profile; else runs/ENV-ALGO-PROFILE)",
     )
-    _add_time_limit(train)
+    _add_steering(train)
     option("--set", action="append", default=[], metavar="FIELD=VALUE",
            dest="overrides", help="change one field of the profile; may be "
            "repeated (default: none)")  # fmt: skip
@@ -598,7 +573,14 @@ def _add_sweep(commands: Any) -> None:
            "that has it; may be repeated (default: none)")  # fmt: skip
 
 
-def _add_time_limit(command: Any) -> None:
+def _add_steering(command: Any) -> None:
+    option = command.add_argument
+    option("--film-every", type=count, metavar="N",
+           help="also film the first seed's policy every N environment "
+           "steps, into DIR/films (default: no films)")  # fmt: skip
+    option("--log", action="append", default=[], metavar="NAME",
+           help=f"also log the metrics for {' or '.join(LOGS)}; may be "
+           "repeated (default: metrics.csv only)")  # fmt: skip
     command.add_argument(
         "--time-limit",
         type=float,
@@ -710,10 +692,16 @@ def parser() -> argparse.ArgumentParser:
     resume = commands.add_parser(
         "resume",
         help="continue an interrupted run",
-        description="Continue an interrupted run from its last checkpoint.",
+        description="Continue an interrupted run from its last checkpoint, "
+        "or make a finished one longer.",
     )
     resume.add_argument("out", metavar="DIR", help="run folder (no default)")
-    _add_time_limit(resume)
+    resume.add_argument(
+        "--steps", type=count, metavar="N",
+        help="environment steps of the whole run, to make it longer "
+        "(default: as many as it has)",
+    )  # fmt: skip
+    _add_steering(resume)
     resume.set_defaults(run=_resume)
     _add_playing(commands)
     plot = commands.add_parser(
@@ -771,7 +759,7 @@ def _interrupted(args: argparse.Namespace | None) -> str:
         return "interrupted before the first checkpoint; nothing was saved."
     return (
         f"interrupted; the checkpoint in {out} is complete, and "
-        f"`{_invocation()} resume {out}` goes on from it."
+        f"`{_invocation()} resume {_word(out)}` goes on from it."
     )
 
 
@@ -782,9 +770,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `som`; by default those of this process.
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 misused, 130 interrupted.
+        The exit status: 0 done, 1 failed, 2 misused, 130 interrupted, 141
+        nobody reads what is written.
     """
     args = None
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a path may not fit into ASCII
+            stream.reconfigure(errors="backslashreplace")
     # ffmpeg is started by a fork that runs nothing of JAX's threads.
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
     try:
@@ -793,6 +785,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         status, sentence = 130, _interrupted(args)
+    except BrokenPipeError:
+        # The reader of our output has left; Python flushes it once more.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status, sentence = 141, _interrupted(args)
     except _UsageError as error:
         status, sentence = 2, str(error)
     except (

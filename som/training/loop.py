@@ -11,6 +11,8 @@ __all__ = [
     "schedule",
     "defaults",
     "make_config",
+    "seed_numbers",
+    "shortened",
     "INIT",
     "ACT",
     "LEARN",
@@ -41,7 +43,7 @@ import numpy as np
 
 from som.agent.critic import Transition
 from som.agent.actor_critic import AGENTS, closest, make_agent
-from som.training import environments, replay
+from som.training import environments, records, replay
 from som.training.policy import Policy, acting, restore_agent
 
 
@@ -61,9 +63,11 @@ class LoopConfig:
     chunk_steps: int = 250  # environment steps per dispatch
     evaluations: int = 40  # evenly spaced over the run
     episodes: int = 20  # per evaluation
-    checkpoint_seconds: float = 300.0  # between two checkpoints
+    checkpoint_seconds: float = 300.0  # between two checkpoints; inf: none
 
     def __post_init__(self):
+        if self.checkpoint_seconds is None:  # JSON has no infinity
+            object.__setattr__(self, "checkpoint_seconds", float("inf"))
         for f in fields(self):
             value, count = getattr(self, f.name), f.type is int
             least = 0 if f.name == "warmup" else 1 if count else 1e-9
@@ -150,31 +154,67 @@ def make_config(
     number = isinstance(steps, int | float | np.integer)
     if not (number and 1 <= steps < float("inf")):
         raise ValueError(f"steps is {steps!r}; at least 1 is wanted")
-    try:
-        seeds = [operator.index(seed) for seed in seeds]
-        good = 0 < len(seeds) == len({s for s in seeds if 0 <= s < 2**31})
-    except TypeError:
-        good = False
-    if not good:
-        raise ValueError(
-            f"seeds is {seeds!r}; a list of different whole numbers from 0 "
-            "to 2147483647 is wanted"
-        )
+    seeds, steps = seed_numbers(seeds), int(steps)
     agent, usual = defaults(algo, profile)
     own = {f.name for f in fields(usual)}
     for name in overrides:
         closest(name, own | {f.name for f in fields(agent)}, "setting")
-    loop = {k: v for k, v in overrides.items() if k in own}
+    given = {k: v for k, v in overrides.items() if k in own}
     rest = {k: v for k, v in overrides.items() if k not in own}
-    return {
+    loop = replace(usual, **shortened(usual, steps) | given)
+    if not AGENTS[algo].on_policy:
+        _check_it_learns(loop, steps)
+    config = {
         "algo": algo,
         "env": env,
-        "steps": int(steps),
+        "steps": steps,
         "seeds": seeds,
         "profile": profile,
         "agent": asdict(replace(agent, **rest)),
-        "loop": asdict(replace(usual, **loop)),
+        "loop": asdict(loop),
     }
+    return records.as_json(config)
+
+
+def seed_numbers(seeds) -> list[int]:
+    """Seeds as a list; a whole number n is 0, 1, ..., n - 1.
+
+    Args:
+        seeds: a count, or different whole numbers.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        count = isinstance(seeds, int | np.integer)
+        given = range(seeds) if count else seeds
+        numbers = [operator.index(seed) for seed in given]
+    except TypeError:
+        numbers = []
+    if not 0 < len(numbers) == len({s for s in numbers if 0 <= s < 2**31}):
+        raise ValueError(
+            f"seeds is {seeds!r}; a number of seeds, or a list of different "
+            "whole numbers from 0 to 2147483647 is wanted"
+        )
+    return numbers
+
+
+def shortened(usual: LoopConfig, steps: int) -> dict[str, int]:
+    """What a schedule for long runs becomes in one of some steps."""
+    return {
+        "warmup": min(usual.warmup, steps // 2),
+        "evaluations": min(usual.evaluations, max(1, steps // 1000)),
+    }
+
+
+def _check_it_learns(loop: LoopConfig, steps: int) -> None:
+    chunk = loop.vector_steps * loop.num_envs
+    least = chunk * max(1, -(-loop.warmup // chunk)) + 1
+    if steps < least:
+        raise ValueError(
+            f"steps is {steps}; with a warmup of {loop.warmup} and chunks of "
+            f"{chunk} steps, at least {least} are wanted to learn anything"
+        )
 
 
 # %% Seeds side by side
@@ -298,6 +338,8 @@ class Trainer:
         self.state = init_seeds(self.agent, self.seeds)
         self.chunk, self.seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
+        self.best: Any = None  # what each seed acted with at its best
+        self.ends: Any = None  # see collect
         self.slices: list[
             dict[str, Any]
         ] = []  # see the chapter on checkpoints
@@ -337,12 +379,12 @@ class Trainer:
         """Keys [S, 2] of a stream in chunk i, Equation (eq-loop-keys)."""
         return fold(fold(self.keys, stream), i)
 
-    def policy(self, index: int = 0) -> Policy:
-        """The current policy of one seed."""
+    def policy(self, index: int = 0, state=None) -> Policy:
+        """The policy of one seed, the current one or that of a state."""
         env = self.envs[0]
         return Policy(
             self.agent,
-            self.state,
+            self.state if state is None else state,
             env.env_id,
             env.action_low,
             env.action_high,
@@ -375,7 +417,9 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
     """Step every environment for one chunk with a fixed state's policy.
 
     Args:
-        trainer: its environments and observations move on.
+        trainer: its environments and observations move on; its `ends` are
+            the returns and lengths of the episodes that ended, [T, S, E]
+            each, with nan as the return where none did.
         state: agent states to act with.
         keys: random keys [S, 2]; by default those of the current chunk.
 
@@ -387,7 +431,7 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
     warm = trainer.steps < loop.warmup
     keys = trainer.key(ACT, trainer.chunk) if keys is None else keys
     keys = np.asarray(_fold_each(keys, loop.vector_steps))
-    moves = []
+    moves, ends = [], []
     for now in keys:
         if warm:
             action = np.asarray(_uniform(now, size))
@@ -399,6 +443,7 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
         steps = zip(*(env.step(a) for env, a in pairs), strict=True)
         step = environments.Step(*map(np.stack, steps))
         last, trainer.observation = trainer.observation, step.observation
+        ends.append((step.episode_return, step.episode_length))
         moves.append(
             (
                 last,
@@ -408,6 +453,7 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
                 step.next_observation,
             )
         )
+    trainer.ends = [np.stack(part) for part in zip(*ends, strict=True)]
     stacked: Any = (np.stack(part, 1) for part in zip(*moves, strict=True))
     taken = Transition(*stacked)
     if trainer.agent.rewrites:

@@ -11,6 +11,7 @@ __all__ = [
     "restore_agent",
     "save_policy",
     "load",
+    "read_policies",
 ]
 
 # %% Imports
@@ -216,29 +217,45 @@ def load(path, index: int = 0) -> Policy:
         records.CheckpointError: no policy there, or not one of ours.
         ValueError: no such seed.
     """
+    agent, tree, metadata = read_policies(path)
+    seeds = metadata["seeds"]
+    if not 0 <= index < len(seeds):
+        raise ValueError(
+            f"index is {index}; the policy has {len(seeds)} seed(s), "
+            "counted from 0"
+        )
+    bounds, env_id = (tree["low"], tree["high"]), metadata["env"]
+    return Policy(agent, tree["state"], env_id, *bounds, index)
+
+
+def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """All that the file of a policy holds.
+
+    Args:
+        path: a run's folder, or its policy.npz.
+
+    Returns:
+        The agent; the tree of its `state` [S, ...] and the action bounds
+        `low` and `high`; the metadata.
+
+    Raises:
+        records.CheckpointError: no policy there, or not one of ours.
+    """
     path = Path(path)
     path = path / "policy.npz" if path.is_dir() else path
     metadata = records.read_metadata(path)
     try:
         sizes = metadata["observation_size"], metadata["action_size"]
         agent = restore_agent(metadata, *sizes)
-        env_id, seeds = metadata["env"], tuple(metadata["seeds"])
+        number, _ = len(metadata["seeds"]), metadata["env"]
     except (KeyError, AttributeError, TypeError) as error:
         raise records.CheckpointError(
             f"{path} is not a policy: its metadata lacks {error}"
         ) from None
-    if not 0 <= index < len(seeds):
-        raise ValueError(
-            f"index is {index}; the policy has {len(seeds)} seed(s), "
-            "counted from 0"
-        )
-    state = _shapes(agent, len(seeds))
     bound = np.zeros(sizes[1], np.float32)
-    like = {"state": state, "low": bound, "high": bound}
+    like = {"state": _shapes(agent, number), "low": bound, "high": bound}
     tree, _ = records.load(path, like)
-    return Policy(
-        agent, tree["state"], env_id, tree["low"], tree["high"], index
-    )
+    return agent, tree, metadata
 
 
 def _shapes(agent, num: int):

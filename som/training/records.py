@@ -5,7 +5,9 @@ Exported by tools/export.py from book/training/records.md; edit the chapter.
 
 __all__ = [
     "CheckpointError",
+    "write_atomically",
     "save",
+    "as_json",
     "read_metadata",
     "load",
     "source_hash",
@@ -48,7 +50,16 @@ class CheckpointError(ValueError):
     """A file cannot be written, or is not what it should be; one sentence."""
 
 
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file; missing folders are made, an old file is replaced.
+        write: writes the contents into an open file.
+
+    Raises:
+        CheckpointError: the file cannot be written; an old one is intact.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,16 +118,24 @@ def save(path: str | Path, tree: Any, metadata: dict[str, Any]) -> None:
     """
     leaves = {k: _numeric(k, v) for k, v in _named_leaves(tree).items()}
     leaves["metadata"] = np.frombuffer(_to_json(metadata), np.uint8)
-    _write_atomically(
+    write_atomically(
         Path(path), lambda file: np.savez(file, allow_pickle=False, **leaves)
     )
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
+    """A value as JSON gives it back, with None for what is not finite.
+
+    Args:
+        value: dictionaries, lists, tuples, strings, numbers, arrays.
+
+    Raises:
+        ValueError: something else.
+    """
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [as_json(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, str | bool | int | float):
@@ -124,12 +143,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return as_json(value.tolist())
     raise ValueError(f"JSON cannot hold a {type(value).__name__}.")
 
 
 def _to_json(value: dict[str, Any], indent: int | None = None) -> bytes:
-    text = json.dumps(_plain(value), indent=indent, allow_nan=False)
+    text = json.dumps(as_json(value), indent=indent, allow_nan=False)
     numbers = r"\[\n\s*([^\[\]{}\"]*?)\n\s*\]"  # strings hold no newline
     text = re.sub(numbers, lambda m: f"[{' '.join(m[1].split())}]", text)
     return (text + "\n").encode()
@@ -202,13 +221,14 @@ def load(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
         path: a file that `save` wrote.
         like: pytree with the structure, shapes and types to expect; its
             leaves may be arrays or `jax.ShapeDtypeStruct` (values unused).
+            A stored number may be wider or narrower, and takes its type.
 
     Returns:
         The tree, NumPy arrays at its leaves, and the metadata.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or one of a tree
-            with other names, shapes or types.
+            with other names, shapes or kinds of numbers.
     """
     path = Path(path)
     stored = _read(path, lambda name: True)
@@ -220,14 +240,17 @@ def load(path: str | Path, like: Any) -> tuple[Any, dict[str, Any]]:
             f"{path} is a checkpoint of something else: it {where} {name}."
         )
     for name, leaf in wanted.items():
-        given = (stored[name].shape, str(stored[name].dtype))
-        if given != (np.shape(leaf), str(_dtype(leaf))):
+        array, dtype = stored[name], _dtype(leaf)
+        if (array.shape, array.dtype.kind) != (np.shape(leaf), dtype.kind):
             raise CheckpointError(
                 f"{path} is a checkpoint of another size: {name} is "
-                f"{given[1]}{list(given[0])}, not "
-                f"{_dtype(leaf)}{list(np.shape(leaf))}."
+                f"{array.dtype}{list(array.shape)}, not "
+                f"{dtype}{list(np.shape(leaf))}."
             )
-    leaves = [stored[name] for name in wanted]
+    leaves = [
+        stored[name].astype(_dtype(leaf), copy=False)
+        for name, leaf in wanted.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), metadata
 
 
@@ -314,7 +337,7 @@ def write_record(path: str | Path, record: dict[str, Any]) -> None:
         CheckpointError: the file cannot be written; an old one is intact.
     """
     data = _to_json(record, indent=1)
-    _write_atomically(Path(path), lambda file: file.write(data))
+    write_atomically(Path(path), lambda file: file.write(data))
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
@@ -567,7 +590,7 @@ def plot_curves(
                 f"{target} ends in .{kind}; a picture is one of "
                 f"{', '.join(sorted(known))}."
             )
-        _write_atomically(
+        write_atomically(
             target, lambda file: figure.savefig(file, format=kind, dpi=150)
         )
     return figure

@@ -8,18 +8,25 @@ __all__ = [
     "make_record",
     "save_all",
     "EVALUATION_SEED",
+    "evaluation_is_due",
+    "evaluation_seconds",
     "evaluate_now",
+    "keep_best",
     "Run",
     "begin_slice",
     "finish",
     "train",
+    "check_same",
+    "memory_maps",
     "is_finished",
     "resume",
 ]
 
 # %% Imports
-import json
+import builtins
+import inspect
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,9 +35,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from som.training import records
+from som.agent.actor_critic import closest
+from som.training import logs, records
 from som.training.checkpoints import (
     load_checkpoint,
     load_packed,
@@ -38,13 +47,20 @@ from som.training.checkpoints import (
     save_packed,
 )
 from som.training.loop import Trainer, make_config, run_chunk
-from som.training.policy import Policy, evaluate, load, save_policy
+from som.training.policy import (
+    Policy,
+    acting,
+    evaluate,
+    load,
+    read_policies,
+    save_policy,
+)
 
 
 # %% Ctrl-C
 @contextmanager
 def interruptible():
-    """Yield an event that Ctrl-C sets; a second Ctrl-C stops at once."""
+    """Yield an event that Ctrl-C or SIGTERM sets; a second stops at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -55,11 +71,13 @@ def interruptible():
             raise KeyboardInterrupt
         stop.set()
 
-    previous = signal.signal(signal.SIGINT, handle)
+    signals = signal.SIGINT, signal.SIGTERM
+    previous = [signal.signal(which, handle) for which in signals]
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for which, old in zip(signals, previous, strict=True):
+            signal.signal(which, old)
 
 
 # %% The folder of a run
@@ -79,11 +97,11 @@ def make_record(trainer: Trainer) -> dict[str, Any]:
         "provenance": records.provenance(),
         "wall_seconds": trainer.seconds,
     }
-    return json.loads(json.dumps(record))
+    return records.as_json(record)
 
 
 def save_all(trainer: Trainer, buffer, out: Path) -> dict[str, Any]:
-    """Write checkpoint, policy, learning curve and record.
+    """Write checkpoint, policies, learning curve and record.
 
     Args:
         trainer: at the end of a chunk.
@@ -97,12 +115,18 @@ def save_all(trainer: Trainer, buffer, out: Path) -> dict[str, Any]:
         records.CheckpointError: something cannot be written; what was
             there before is intact.
     """
-    save_checkpoint(trainer, buffer, out / "checkpoint.npz")
     task = trainer.envs[0]
-    save_policy(
-        out / "policy.npz", trainer.config, trainer.agent, trainer.state,
-        task.action_low, task.action_high,
-    )  # fmt: skip
+
+    def save_acting(name: str, state) -> None:
+        save_policy(
+            out / name, trainer.config, trainer.agent, state,
+            task.action_low, task.action_high,
+        )  # fmt: skip
+
+    if trainer.best is not None:
+        save_acting("policy-best.npz", trainer.best)
+    save_checkpoint(trainer, buffer, out / "checkpoint.npz")
+    save_acting("policy.npz", trainer.state)
     record = make_record(trainer)
     if trainer.curve:
         records.plot_curves([record], out / "learning_curve.png")
@@ -110,17 +134,42 @@ def save_all(trainer: Trainer, buffer, out: Path) -> dict[str, Any]:
     return record
 
 
+# %% When to evaluate, and the best so far
 EVALUATION_SEED = 1_000_000
 """Added to a seed: evaluation never sees the training episodes."""
 
 
+def evaluation_is_due(trainer: Trainer, last_steps: int) -> bool:
+    """Whether to evaluate at the end of this chunk.
+
+    Args:
+        trainer: at the end of a chunk.
+        last_steps: where the chunk began.
+    """
+    if trainer.chunk >= trainer.chunks:
+        return True
+    every = trainer.config["steps"] / trainer.loop.evaluations
+    if trainer.steps // every == last_steps // every:
+        return False
+    last = trainer.curve[-1]["updates"] if trainer.curve else -1
+    spent = evaluation_seconds(trainer.curve)
+    costly = spent > max(60.0, trainer.seconds / 2)
+    return last < int(trainer.state.step) and not costly
+
+
+def evaluation_seconds(curve: list[dict[str, Any]]) -> float:
+    """Seconds that the evaluations of a curve have taken."""
+    return sum(point.get("evaluation_seconds", 0.0) for point in curve)
+
+
 def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """Evaluate every seed and append the result to the curve.
+    """Evaluate every seed, append to the curve, keep what was best.
 
     Args:
         trainer: at the end of a chunk.
         metrics: of that chunk, [S] each.
     """
+    start = time.monotonic()
     returns = [
         evaluate(
             trainer.policy(i),
@@ -130,11 +179,13 @@ def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
         ).tolist()
         for i, seed in enumerate(trainer.seeds)
     ]
+    keep_best(trainer, np.mean(returns, axis=1))
     trainer.curve.append(
         {
             "step": trainer.steps,
             "updates": int(trainer.state.step),
             "seconds": trainer.seconds,
+            "evaluation_seconds": time.monotonic() - start,
             "returns": returns,
             "metrics": {
                 k: np.asarray(v).tolist() for k, v in metrics.items()
@@ -143,18 +194,43 @@ def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
     )
 
 
+def keep_best(trainer: Trainer, means: np.ndarray) -> None:
+    """Keep what a seed acts with, if no earlier evaluation was better.
+
+    Args:
+        trainer: its curve holds the earlier evaluations.
+        means: mean returns of this one, [S].
+    """
+    better = np.full(len(means), True)
+    if trainer.best is not None:
+        earlier = [np.mean(p["returns"], axis=1) for p in trainer.curve]
+        better = means > np.max(earlier, axis=0, initial=-np.inf)
+    now = acting(trainer.agent, trainer.state)
+    old = now if trainer.best is None else trainer.best
+
+    def pick(new, old):
+        wide = better.reshape(-1, *[1] * (np.ndim(new) - 1))
+        return np.where(wide, new, old)
+
+    trees = now._replace(step=()), old._replace(step=())
+    trainer.best = jax.tree.map(pick, *trees)._replace(step=now.step)
+
+
 # %% To the end
 @dataclass
 class Run:
     """What train returns.
 
     record: the run record, equal to record.json where a folder was given;
-    policy: the first seed's policy; out: the run's folder, or None.
+    policy: the first seed's policy; out: the run's folder, or None;
+    policies: those of all seeds; best: each seed's best by evaluation.
     """
 
     record: dict[str, Any]
     policy: Policy
     out: Path | None
+    policies: list[Policy]
+    best: list[Policy]
 
 
 def begin_slice(trainer: Trainer) -> None:
@@ -170,8 +246,28 @@ def begin_slice(trainer: Trainer) -> None:
     )
 
 
+def _caller(progress) -> Callable[[int, dict, Trainer], Any]:
+    """A callback as a function of step, metrics and trainer."""
+    if progress is None or progress is False:
+        return lambda step, metrics, trainer: None
+    try:
+        sees = "trainer" in inspect.signature(progress).parameters
+    except ValueError:  # some of C's functions have no signature
+        sees = False
+    if sees:
+        return lambda step, metrics, trainer: progress(
+            step, metrics, trainer=trainer
+        )
+    return lambda step, metrics, trainer: progress(step, metrics)
+
+
 def finish(
-    trainer: Trainer, buffer, out: Path | None, progress, stop_at=np.inf
+    trainer: Trainer,
+    buffer,
+    out: Path | None,
+    progress=None,
+    stop_at=np.inf,
+    watchers=(),
 ) -> Run:
     """Run a trainer to its end, evaluating and saving on the way.
 
@@ -179,49 +275,69 @@ def finish(
         trainer: fresh, or from a checkpoint.
         buffer: its replay buffers.
         out: the run's folder, or None to save nothing.
-        progress: called as progress(step, metrics) after each chunk.
+        progress: as in train.
         stop_at: time.monotonic() after which no chunk begins.
+        watchers: what gets the rows of each chunk, as in som.training.logs.
 
     Raises:
         FloatingPointError: training diverged.
-        KeyboardInterrupt: Ctrl-C; everything is saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; everything is saved.
     """
     begin_slice(trainer)
-    before = trainer.seconds
-    every = trainer.config["steps"] / trainer.loop.evaluations
-    start, saved = time.monotonic() - trainer.seconds, time.monotonic()
+    tell, before = _caller(progress), trainer.seconds
+    start, saved = time.monotonic() - before, time.monotonic()
     record = None
     with interruptible() as stop:
         while trainer.chunk < trainer.chunks:
-            done = trainer.steps
-            try:
-                buffer, metrics = run_chunk(trainer, buffer)
-            except FloatingPointError as error:
-                kept = _last_checkpoint(trainer, out)
-                raise FloatingPointError(f"{error}; {kept}") from None
-            last, shown = trainer.chunk == trainer.chunks, dict(metrics)
-            if last or trainer.steps // every > done // every:
-                evaluate_now(trainer, metrics)
-                returns = trainer.curve[-1]["returns"]
-                shown["evaluation/return"] = np.mean(returns, axis=1)
+            buffer, table = _one_chunk(trainer, buffer, out)
             trainer.seconds = time.monotonic() - start
             trainer.slices[-1]["seconds"] = trainer.seconds - before
-            if progress:
-                progress(min(trainer.steps, trainer.config["steps"]), shown)
+            try:
+                for watcher in watchers:
+                    watcher.write(table)
+                now = logs.averages(table)
+                halt = tell(table[0]["step"], now, trainer) is True
+            except (Exception, SystemExit):
+                if out:
+                    save_all(trainer, buffer, out)
+                raise
+            last = trainer.chunk == trainer.chunks
             due = time.monotonic() - saved > trainer.loop.checkpoint_seconds
             late = time.monotonic() > stop_at
-            if out and (last or due or late or stop.is_set()):
+            if out and (last or due or late or halt or stop.is_set()):
                 record = save_all(trainer, buffer, out)
                 saved = time.monotonic()
             if stop.is_set() and not last:
                 raise KeyboardInterrupt
-            if late and not last:
-                if out:
-                    save_packed(trainer, out)
+            if late and not last and out:
+                save_packed(trainer, out)
+            if late or halt:
                 break
     if out and not record:  # stopped between its last checkpoint and record
         record = save_all(trainer, buffer, out)
-    return Run(record or make_record(trainer), trainer.policy(), out)
+    return _run(trainer, record or make_record(trainer), out)
+
+
+def _one_chunk(trainer: Trainer, buffer, out: Path | None):
+    """One chunk, evaluated if it is time; the buffers and the rows."""
+    done = trainer.steps
+    try:
+        buffer, metrics = run_chunk(trainer, buffer)
+    except FloatingPointError as error:
+        kept = _last_checkpoint(trainer, out)
+        raise FloatingPointError(f"{error}; {kept}") from None
+    returns = None
+    if evaluation_is_due(trainer, done):
+        evaluate_now(trainer, metrics)
+        returns = trainer.curve[-1]["returns"]
+    return buffer, logs.rows(trainer, metrics, returns)
+
+
+def _run(trainer: Trainer, record: dict[str, Any], out: Path | None) -> Run:
+    number = range(len(trainer.seeds))
+    policies = [trainer.policy(i) for i in number]
+    best = [trainer.policy(i, trainer.best) for i in number]
+    return Run(record, policies[0], out, policies, best)
 
 
 def _last_checkpoint(trainer, out):
@@ -240,8 +356,9 @@ def train(
     seeds=(0,),
     profile: str = "laptop",
     out=None,
-    progress: Callable[[int, dict], None] | None = None,
+    progress: Callable[..., Any] | bool | None = None,
     time_limit: float = np.inf,
+    log=(),
     **overrides,
 ) -> Run:
     """Train an agent on a task, several seeds side by side.
@@ -250,31 +367,39 @@ def train(
         algo: name of the algorithm, a key of som.AGENTS.
         env: Gymnasium id of a task with a bounded Box of actions.
         steps: environment steps per seed (rounded up to whole chunks).
-        seeds: distinct non-negative integers.
-        profile: "paper", "laptop", "sample-efficient", ....
+        seeds: distinct non-negative integers; a number n is the first n.
+        profile: "paper", "laptop" or "paper-literal".
         out: folder for checkpoints, policy, record and curve; None: none.
-        progress: called as progress(step, metrics) after each chunk.
+            One that holds the same run is gone on with.
+        progress: called as progress(step, metrics) after each chunk, with
+            trainer=... if it has such a parameter; True from it stops.
+            None shows progress in a terminal or notebook, True always,
+            False never.
         time_limit: seconds after which no further chunk begins; resume
             goes on.
+        log: names of som.training.logs.LOGS that get the metrics, too.
         **overrides: fields of the agent's config or of LoopConfig.
 
     Returns:
-        The run, finished unless its time was up.
+        The run, finished unless its time was up or progress stopped it.
 
     Raises:
-        ValueError: bad input, or a folder that already holds a run.
+        ValueError: bad input, or a folder that holds another run.
         FloatingPointError: training diverged.
-        KeyboardInterrupt: Ctrl-C; resume continues.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; resume continues.
     """
     stop_at = _stop_at(time_limit)
     config = make_config(algo, env, steps, seeds, profile, overrides)
     out = None if out is None else Path(out)
     if out and (out / "config.json").exists():
-        raise ValueError(f"{out} already holds a run; resume it instead")
+        check_same(out, config, overrides)
+        return resume(out, progress, time_limit, config["steps"], log)
     trainer = Trainer(config)
+    watchers = _watchers(out, config, 0, log)
     if out:
         records.write_record(out / "config.json", config)
-    return finish(trainer, trainer.empty_buffer(), out, progress, stop_at)
+    buffer = trainer.empty_buffer()
+    return _shown(trainer, buffer, out, progress, stop_at, watchers)
 
 
 def _stop_at(time_limit: float) -> float:
@@ -285,43 +410,120 @@ def _stop_at(time_limit: float) -> float:
     return time.monotonic() + time_limit
 
 
+def check_same(out: Path, config: dict[str, Any], asked) -> None:
+    """Refuse a folder whose run is another one, or has more steps.
+
+    Args:
+        out: a folder that holds a run.
+        config: what make_config returns.
+        asked: names of the settings that were given.
+
+    Raises:
+        ValueError: a setting differs.
+    """
+    saved = _settings(records.read_record(out / "config.json"))
+    skip = {"warmup", "evaluations"} - set(asked)
+    differing = [
+        f"{name} is {saved.get(name)} there and {value} here"
+        for name, value in _settings(config).items()
+        if name not in skip
+        and saved.get(name) != value
+        and not (name == "steps" and value > saved["steps"])
+    ]
+    if differing:
+        raise ValueError(
+            f"{out} holds another run ({'; '.join(differing[:3])}): choose "
+            "another folder (--out in the shell), or resume that run"
+        )
+
+
+def _settings(run: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of a run under its own name."""
+    head = {k: run[k] for k in ("algo", "env", "steps", "profile", "seeds")}
+    return {**head, **run["agent"], **run["loop"]}
+
+
+def memory_maps() -> float:
+    """Which share of the maps that this process may have is in use."""
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+        with open("/proc/self/maps", "rb") as file:
+            return sum(1 for _ in file) / limit
+    except OSError:  # not Linux
+        return 0.0
+
+
+def _shown(trainer, buffer, out, progress, stop_at, watchers) -> Run:
+    """Bring a trainer to its end, and show how far it is."""
+    if memory_maps() > 0.5:
+        jax.clear_caches()
+    try:
+        rest = out, progress, stop_at, watchers
+        person = sys.stdout.isatty() or hasattr(builtins, "__IPYTHON__")
+        if progress is not True and (progress is not None or not person):
+            return finish(trainer, buffer, *rest)
+        print(logs.first_line(trainer.config))
+        with logs.progress_line(trainer.config) as line:
+            return finish(trainer, buffer, out, line, stop_at, watchers)
+    finally:
+        for watcher in watchers:
+            watcher.close()
+
+
+def _watchers(out: Path | None, config, step: int, log) -> list[Any]:
+    """What gets the rows of each chunk."""
+    names = [log] if isinstance(log, str) else list(log)
+    kinds = [logs.LOGS[closest(name, logs.LOGS, "log")] for name in names]
+    if out is None:
+        if kinds:
+            raise ValueError(f"log is {log!r}; it wants a folder, out")
+        return []
+    table = logs.Table(out / "metrics.csv", step)
+    return [table, *(kind(out, config, step) for kind in kinds)]
+
+
 def is_finished(out: Path) -> bool:
     """Whether the run in a folder has made all its steps."""
     if not (out / "record.json").exists():
         return False
-    record = records.read_record(out / "record.json")
-    curve = record["curve"]
-    return bool(curve) and curve[-1]["step"] >= record["steps"]
+    curve = records.read_record(out / "record.json")["curve"]
+    steps = records.read_record(out / "config.json")["steps"]
+    return bool(curve) and curve[-1]["step"] >= steps
 
 
 def resume(
     out,
-    progress: Callable[[int, dict], None] | None = None,
+    progress: Callable[..., Any] | bool | None = None,
     time_limit: float = np.inf,
+    steps: int | None = None,
+    log=(),
 ) -> Run:
-    """Continue an interrupted run.
+    """Continue an interrupted run, or make a finished one longer.
 
     From a whole checkpoint to the parameters it would have had; from a
     packed one, if that is newer, with a replay made anew.
 
     Args:
         out: the run's folder.
-        progress, time_limit: as in train.
+        progress, time_limit, log: as in train.
+        steps: environment steps of the whole run, if it is to get longer.
 
     Returns:
-        The run, finished unless its time was up; one that was finished
-        before comes back as it is.
+        The run, finished unless its time was up or progress stopped it;
+        one that was finished before comes back as it is.
 
     Raises:
         records.CheckpointError: no run there, or a damaged one.
+        ValueError: fewer steps than the run has.
         FloatingPointError: training diverged.
-        KeyboardInterrupt: Ctrl-C; resume continues.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; resume continues.
     """
     out, stop_at = Path(out), _stop_at(time_limit)
     config = records.read_record(out / "config.json")
+    if steps is not None:
+        config = _longer(out, config, int(steps))
     if is_finished(out):
-        record = records.read_record(out / "record.json")
-        return Run(record, load(out), out)
+        return _finished(out)
     try:
         trainer = Trainer(config)
     except (KeyError, TypeError) as error:
@@ -336,7 +538,10 @@ def resume(
         buffer = load_checkpoint(trainer, whole)
     else:
         buffer = trainer.empty_buffer()
-    return finish(trainer, buffer, out, progress, stop_at)
+    if trainer.curve and (out / "policy-best.npz").exists():
+        trainer.best = read_policies(out / "policy-best.npz")[1]["state"]
+    watchers = _watchers(out, config, trainer.steps, log)
+    return _shown(trainer, buffer, out, progress, stop_at, watchers)
 
 
 def _chunk(path: Path) -> int:
@@ -344,3 +549,30 @@ def _chunk(path: Path) -> int:
     if not path.exists():
         return 0
     return records.read_metadata(path).get("chunk", 0)
+
+
+def _finished(out: Path) -> Run:
+    """A finished run, as it is on the disk."""
+    record = records.read_record(out / "record.json")
+    number = range(len(record["seeds"]))
+    policies = [load(out, i) for i in number]
+    path = out / "policy-best.npz"
+    best = [load(path if path.exists() else out, i) for i in number]
+    return Run(record, policies[0], out, policies, best)
+
+
+def _longer(out: Path, config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """A run's settings with more steps, written to its folder."""
+    old = config["steps"]
+    if steps < old:
+        raise ValueError(
+            f"steps is {steps}; the run in {out} has {old}, and at least as "
+            "many are wanted"
+        )
+    if steps == old:
+        return config
+    number = max(1, round(config["loop"]["evaluations"] * steps / old))
+    loop = {**config["loop"], "evaluations": number}
+    config = {**config, "steps": steps, "loop": loop}
+    records.write_record(out / "config.json", config)
+    return config

@@ -78,7 +78,7 @@ class Job(NamedTuple):
 def plan(
     algos: Sequence[str],
     envs: Sequence[str],
-    seeds: Sequence[int],
+    seeds: int | Sequence[int],
     out: str | Path,
     steps: int | None = None,
     profile: str = "laptop",
@@ -89,7 +89,7 @@ def plan(
     Args:
         algos: keys of som.AGENTS.
         envs: Gymnasium ids.
-        seeds: non-negative integers, one run each.
+        seeds: non-negative integers, one run each; n is the first n.
         out: the sweep's folder; runs are in OUT/TASK/ALGORITHM/SEED.
         steps: environment steps of each run; None is usual_steps.
         profile: "paper", "laptop", "sample-efficient", ....
@@ -111,7 +111,7 @@ def plan(
     for name in overrides:
         closest(name, sorted(set().union(*settings.values())), "setting")
     jobs = []
-    for seed in seeds:
+    for seed in loop.seed_numbers(seeds):
         for env in envs:
             for algo in algos:
                 number = steps

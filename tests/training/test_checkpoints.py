@@ -28,6 +28,16 @@ def test_resume_from_any_chunk_is_exact(tmp_path, at):
     assert_same(everything(one, buffer), everything(two, other))
 
 
+def test_a_checkpoint_loads_with_wide_numbers_too(tmp_path):
+    one = loop.Trainer(config())
+    buffer = advance(one, one.empty_buffer(), 3)
+    save_checkpoint(one, buffer, tmp_path / "c.npz")
+    with jax.enable_x64(True):
+        two = loop.Trainer(config())
+        other = load_checkpoint(two, tmp_path / "c.npz")
+        assert_same(everything(one, buffer), everything(two, other))
+
+
 def test_resume_with_a_ring_that_has_wrapped(tmp_path):
     small = config(capacity=300)
     one = loop.Trainer(small)

@@ -191,6 +191,10 @@ def test_progress_draws_a_bar_on_a_terminal():
         (["trian"], 2, "train"),
         (["train", "--steps", "-5"], 2, "'-5' is not a positive whole number"),
         (["train", "--sedes", "3"], 2, "--sedes"),
+        (["train", "--seed", "42"], 2, "--seed; did you mean --seeds"),
+        (["train", "--set", "seed=42"], 1, "here it is the argument 'seeds'"),
+        (["sweep", "--seed=42"], 2, "--seed; did you mean --seeds"),
+        (["train", "--steps", "200"], 1, "at least 251 are wanted"),
         (["train", "--algo", "sum"], 1, "'som'"),
         (["train", "--profile", "latpop"], 1, "'laptop'"),
         (["train", "--set", "widht=3"], 1, "'width'"),
@@ -315,6 +319,55 @@ def test_evaluate(run, capsys):
     assert capsys.readouterr().out == first
 
 
+def test_a_hint_can_be_typed_again_where_a_path_has_a_space(tmp_path, capsys):
+    out = tmp_path / "my runs"
+    words = command(*TRAIN, "--out", str(out), "--time-limit", "0.001")
+    assert main(words) == 0
+    assert f"resume '{out}'" in capsys.readouterr().out
+
+
+def test_a_path_that_ascii_cannot_hold(tmp_path, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    words = command(*TRAIN, "--out", str(tmp_path / "läufe"))
+    assert main([*words, "--time-limit", "0.001"]) == 0
+    sys.stdout.flush()
+    assert rb"l\xe4ufe" in raw.getvalue()
+
+
+def test_a_closed_pipe_loses_nothing(tmp_path, capsys, monkeypatch):
+    def closed(self, step, metrics):
+        if step == 300:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(ProgressLine, "__call__", closed)
+    monkeypatch.setattr(command_line.os, "dup2", lambda *_: None)
+    assert main(command(*TRAIN, "--out", str(tmp_path))) == 141
+    assert f"resume {tmp_path}" in capsys.readouterr().err
+    assert read_metadata(tmp_path / "checkpoint.npz")["chunk"] == 6
+
+
+def test_longer_from_the_shell(tmp_path, capsys):
+    words = command("train", "--env", TASK, "--out", str(tmp_path))
+    assert main([*words, "--steps", "300"]) == 0
+    assert main([*words, "--steps", "400"]) == 0
+    assert "goes on, to 400 steps" in capsys.readouterr().out
+    assert main(["resume", str(tmp_path), "--steps", "500"]) == 0
+    assert "return after 500 steps" in capsys.readouterr().out
+    assert "has 500, and at least" in refused(
+        capsys, ["resume", str(tmp_path), "--steps", "100"]
+    )
+
+
+def test_films_while_it_learns(tmp_path, monkeypatch):
+    filmed = []
+    monkeypatch.setattr(command_line, "film", lambda policy, path: filmed.append(path))
+    words = command(*TRAIN, "--out", str(tmp_path), "--film-every", "250")
+    assert main(words) == 0
+    names = [path.name for path in filmed]
+    assert names == ["50.mp4", "250.mp4", "500.mp4"]
+
+
 def test_plot(run, tmp_path, capsys):
     out = tmp_path / "curve.png"
     assert main(["plot", str(run), str(run / "record.json"), "--out", str(out)]) == 0
@@ -354,7 +407,7 @@ def test_ctrl_c_keeps_what_is_saved(tmp_path):
     out = tmp_path / "run"
     words = command("train", "--env", TASK, "--out", str(out))
     child = subprocess.Popen(
-        [sys.executable, "-m", "som", *words, "--steps", "1e7", "--set", "warmup=1e7"],
+        [sys.executable, "-m", "som", *words, "--steps", "1e7", "--set", "warmup=9e6"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from carts import AGENT, advance, config
+from carts import AGENT, LOOP, advance, config
 from examples import Climber
 
 from som.agent.actor_critic import AGENTS, make_agent
@@ -59,11 +59,42 @@ def test_an_agent_may_change_its_schedule():
     sdac = AGENTS["sdac"]
     assert loop.schedule(sdac, "paper").warmup == 30_000
     assert loop.schedule(sdac, "laptop") == loop.LAPTOP
-    config = loop.make_config("sdac", "Hopper-v4", 10, (0,), "paper", {})
+    config = loop.make_config("sdac", "Hopper-v4", 1e6, (0,), "paper", {})
     assert config["loop"]["warmup"] == 30_000
     given = {"warmup": 7}
-    config = loop.make_config("sdac", "Hopper-v4", 10, (0,), "paper", given)
+    config = loop.make_config("sdac", "Hopper-v4", 1e6, (0,), "paper", given)
     assert config["loop"]["warmup"] == 7
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "evaluations"),
+    [(500, 250, 1), (4_000, 2_000, 4), (10_000, 5_000, 10), (50_000, 5_000, 12)],
+)
+def test_a_short_run_keeps_its_proportions(steps, warmup, evaluations):
+    made = loop.make_config("som", "Hopper-v4", steps, [0], "laptop", {})["loop"]
+    assert (made["warmup"], made["evaluations"]) == (warmup, evaluations)
+    given = {"warmup": 100, "evaluations": 40}
+    made = loop.make_config("som", "Hopper-v4", steps, [0], "laptop", given)["loop"]
+    assert (made["warmup"], made["evaluations"]) == (100, 40)
+
+
+@pytest.mark.parametrize(("warmup", "least"), [(200, 201), (201, 301), (0, 101)])
+def test_a_run_that_learns_nothing_is_refused(warmup, least):
+    given = LOOP | {"warmup": warmup}
+    words = "som", "Cart-v0", least - 1, [0], "laptop", given
+    with pytest.raises(ValueError, match=f"steps is .* at least {least} are wanted"):
+        loop.make_config(*words)
+    made = loop.make_config("som", "Cart-v0", least, [0], "laptop", AGENT | given)
+    trainer = loop.Trainer(made)
+    advance(trainer, trainer.empty_buffer(), trainer.chunks - 1)
+    assert trainer.state.step == 0  # the last chunk, and only it, learns
+    assert trainer.steps >= warmup and trainer.chunk == trainer.chunks - 1
+
+
+def test_a_number_of_seeds_is_the_first_of_them():
+    for given in (3, np.int64(3), range(3), np.arange(3), (0, 1, 2)):
+        assert loop.seed_numbers(given) == [0, 1, 2]
+    assert loop.seed_numbers([5]) == [5]
 
 
 def test_no_setting_belongs_to_both_agent_and_loop():
@@ -182,6 +213,9 @@ def test_two_seeds_are_each_seed_alone():
 def test_collected_rows_are_one_history():
     trainer = loop.Trainer(config((3,)))
     first = loop.collect(trainer, trainer.state)
+    assert np.isnan(trainer.ends[0][:-1]).all() and (trainer.ends[1][-1] == 20).all()
+    sums = first.reshape(20, 5, -1)[..., 3].sum(0)  # s, a, r
+    np.testing.assert_allclose(trainer.ends[0][-1, 0], sums, rtol=1e-5)
     steps = trainer.loop.vector_steps
     rows = jnp.asarray(first.reshape(steps, 5, -1))
     s, a, r, terminated, after, guide = replay.unpack(rows, 1)

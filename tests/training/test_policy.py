@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from carts import AGENT, config, train
@@ -64,6 +65,13 @@ def test_policy_refuses_what_is_not_finite(straight):
         straight.policy([np.nan, 0.0])
 
 
+def test_a_policy_loads_with_wide_numbers_too(straight):
+    here = np.array([[0.5, 0.0], [-1.0, 0.5]])
+    expected = load(straight.out)(here)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(load(straight.out)(here), expected, atol=1e-4)
+
+
 def test_load_refuses(straight, tmp_path):
     with pytest.raises(ValueError, match=r"index is 1; the policy has 1 seed\(s\)"):
         load(straight.out, 1)
@@ -95,13 +103,13 @@ def test_tuples_of_a_config_survive_json():
 
 
 def test_a_run_keeps_its_settings_when_the_profile_changes(tmp_path, monkeypatch):
-    train(tmp_path / "run", steps=100)
+    train(tmp_path / "run", steps=300)
     before = load(tmp_path / "run").agent.config
     profiles = AGENTS["som"].profiles
     later = replace(profiles["laptop"], noise_range=(0.1, 5.0), tau=0.5)
     monkeypatch.setitem(profiles, "laptop", later)
     assert load(tmp_path / "run").agent.config == before
-    fresh = loop.make_config("som", "Cart-v0", 1, [0], "laptop", {})
+    fresh = loop.make_config("som", "Cart-v0", 1000, [0], "laptop", {})
     assert loop.Trainer(fresh).agent.config == later
 
 

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from carts import assert_same_arrays, config, train
+from carts import STEPS, assert_same_arrays, config, train
 
-from som.training import checkpoints, loop, records, runs
+from som.training import checkpoints, logs, loop, records, runs
+from som.training.policy import evaluate, load
 from som.training.records import CheckpointError
 
 
@@ -47,6 +48,11 @@ def test_resume_after_kill(tmp_path, straight):
     assert_same_arrays(out / "policy.npz", straight.out / "policy.npz")
     returns = [point["returns"] for point in run.record["curve"]]
     assert returns == [point["returns"] for point in straight.record["curve"]]
+    assert_same_arrays(out / "policy-best.npz", straight.out / "policy-best.npz")
+    tables = [logs.read_table(run.out / "metrics.csv") for run in (run, straight)]
+    assert [row["step"] for row in tables[0]] == [str(s) for s in range(100, 1001, 100)]
+    for one, two in zip(*tables, strict=True):
+        assert one | {"seconds": 0} == two | {"seconds": 0}
 
 
 def test_resume_before_the_first_checkpoint_starts_over(tmp_path, straight):
@@ -109,15 +115,150 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path, straight):
         runs.resume(tmp_path)
 
 
+# Steering
+
+
+def test_the_same_call_twice_trains_once(straight):
+    before = (straight.out / "record.json").stat().st_mtime_ns
+    again = train(straight.out)
+    assert again.record == straight.record
+    assert (straight.out / "record.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("how", ["train", "resume"])
+def test_a_finished_run_gets_longer(tmp_path, straight, how):
+    """To the bits and the curve that it would have had at once."""
+    train(tmp_path, steps=500, evaluations=1)
+    assert runs.is_finished(tmp_path)
+    with pytest.raises(ValueError, match=r"steps is 400; the run in .* has 500"):
+        runs.resume(tmp_path, steps=400)
+    if how == "train":
+        run = train(tmp_path, steps=1000, evaluations=1)
+    else:
+        run = runs.resume(tmp_path, steps=1000)
+    for name in ("checkpoint.npz", "policy.npz", "policy-best.npz"):
+        assert_same_arrays(tmp_path / name, straight.out / name)
+    assert run.record["steps"] == 1000
+    for one, two in zip(run.record["curve"], straight.record["curve"], strict=True):
+        assert (one["step"], one["returns"]) == (two["step"], two["returns"])
+
+
+def test_a_run_that_was_extended_but_killed_goes_on(tmp_path):
+    train(tmp_path, steps=500)
+    config_of = records.read_record(tmp_path / "config.json")
+    records.write_record(tmp_path / "config.json", config_of | {"steps": 600})
+    assert not runs.is_finished(tmp_path)
+    assert runs.resume(tmp_path).record["curve"][-1]["step"] == 600
+
+
+def _say_stop(step, metrics):
+    return step == 300
+
+
+def _fail(step, metrics):
+    if step == 300:
+        raise RuntimeError("a mistake in the callback")
+
+
+@pytest.mark.parametrize("progress", [_say_stop, _fail])
+def test_progress_may_stop_a_run(tmp_path, straight, progress):
+    if progress is _fail:
+        with pytest.raises(RuntimeError, match="a mistake in the callback"):
+            train(tmp_path, progress)
+    else:
+        run = train(tmp_path, progress)
+        assert run.record["slices"][0]["seconds"] > 0
+    assert records.read_metadata(tmp_path / "checkpoint.npz")["chunk"] == 3
+    assert not runs.is_finished(tmp_path)
+    runs.resume(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+
+
+def test_progress_may_see_the_trainer():
+    seen = []
+
+    def watch(step, metrics, trainer):
+        seen.append((step, trainer.steps, trainer.policy(1)(np.zeros(2)).shape))
+        return len(seen) == 2
+
+    train(progress=watch, seeds=2)
+    assert seen == [(100, 100, (1,)), (200, 200, (1,))]
+
+
+def test_metrics_are_plain_floats():
+    seen = {}
+    run = train(progress=lambda step, metrics: seen.update({step: metrics}), seeds=2)
+    assert {type(v) for now in seen.values() for v in now.values()} == {float}
+    assert seen[100]["episode/length"] == 20
+    last = run.record["curve"][-1]
+    assert seen[1000]["evaluation/return"] == pytest.approx(np.mean(last["returns"]))
+    mean = np.mean(last["metrics"]["critic/loss"])
+    assert seen[1000]["critic/loss"] == pytest.approx(mean)
+
+
+def test_all_seeds_and_the_best_are_at_hand(tmp_path):
+    run = train(tmp_path, seeds=[0, 4], evaluations=5, steps=2000)
+    curve = np.array([np.mean(p["returns"], 1) for p in run.record["curve"]])
+    again = runs.resume(tmp_path)
+    for i, seed in enumerate((0, 4)):
+        where = 3, runs.EVALUATION_SEED + seed
+        for policies, point in ((run.policies, -1), (run.best, curve[:, i].argmax())):
+            returns = evaluate(policies[i], "Cart-v0", *where)
+            assert returns.tolist() == run.record["curve"][point]["returns"][i]
+        best = load(tmp_path / "policy-best.npz", i), again.best[i], run.best[i]
+        values = [policy.act(np.ones((3, 2))) for policy in best[:2]]
+        np.testing.assert_array_equal(*values)
+
+
+def test_an_untouched_network_is_evaluated_once():
+    run = train(warmup=500, evaluations=10, steps=1000)
+    updates = [point["updates"] for point in run.record["curve"]]
+    assert updates[0] == 0 and updates[-1] == 200
+    assert len(set(updates)) == len(updates) == 6  # at 100, and from 600 on
+
+
+def test_evaluation_never_costs_more_than_learning(monkeypatch):
+    monkeypatch.setattr(runs, "evaluation_seconds", lambda curve: 1e9 * len(curve))
+    run = train(evaluations=10, steps=1000)
+    assert [point["step"] for point in run.record["curve"]] == [100, 1000]
+    assert all(point["evaluation_seconds"] > 0 for point in run.record["curve"])
+
+
+def test_no_checkpoint_before_the_end(tmp_path):
+    train(tmp_path, checkpoint_seconds=float("inf"), time_limit=1e-9)
+    assert runs.resume(tmp_path).record["curve"][-1]["step"] == STEPS
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])
+def test_programs_are_forgotten_before_maps_run_out(monkeypatch, share):
+    assert 0 < runs.memory_maps() < 1
+    called = []
+    monkeypatch.setattr(runs, "memory_maps", lambda: share)
+    monkeypatch.setattr(runs.jax, "clear_caches", lambda: called.append(1))
+    train(steps=300)
+    assert len(called) == (share > 0.5)
+
+
+def test_a_terminal_shows_progress_unless_told_not_to(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    train(progress=False)
+    assert capsys.readouterr().out == ""
+    train()
+    text = capsys.readouterr().out
+    assert "som on Cart-v0, profile laptop, on cpu: 1,000 steps, 1 seed" in text
+    assert "1,000 of 1,000 steps" in text
+
+
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
 def test_no_time_is_refused(limit):
     with pytest.raises(ValueError, match=r"time_limit is .*seconds"):
         train(time_limit=limit)
 
 
-def test_second_ctrl_c_stops_at_once():
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_second_ctrl_c_stops_at_once(first):
     with runs.interruptible() as stop:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(first)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -174,7 +315,8 @@ def test_resume_between_the_last_checkpoint_and_the_record(tmp_path, straight):
 
 def test_folder_of_a_run(straight):
     names = {"config.json", "checkpoint.npz", "policy.npz", "record.json"}
-    assert {f.name for f in straight.out.iterdir()} == names | {"learning_curve.png"}
+    names |= {"learning_curve.png", "policy-best.npz", "metrics.csv"}
+    assert {f.name for f in straight.out.iterdir()} == names
     assert records.read_record(straight.out / "record.json") == straight.record
 
 
@@ -251,11 +393,13 @@ def test_divergence_without_a_checkpoint(monkeypatch):
         ({"profile": "labtop"}, "unknown profile 'labtop'; did you mean 'laptop'?"),
         ({"steps": 0}, "steps is 0; at least 1 is wanted"),
         ({"steps": -5}, "steps is -5; at least 1 is wanted"),
-        ({"seeds": ()}, r"seeds is \[\]; a list of different whole numbers"),
-        ({"seeds": (1, 1)}, r"seeds is \[1, 1\]; a list of different"),
-        ({"seeds": (-1,)}, r"seeds is \[-1\]; a list of different"),
-        ({"seeds": (0.5,)}, r"seeds is \(0.5,\); a list of different"),
-        ({"seeds": 3}, "seeds is 3; a list of different"),
+        ({"seeds": ()}, r"seeds is \(\); a number of seeds, or a list of different"),
+        ({"seeds": (1, 1)}, r"seeds is \(1, 1\); .* a list of different whole numbers"),
+        ({"seeds": (-1,)}, r"seeds is \(-1,\); .* a list of different"),
+        ({"seeds": (0.5,)}, r"seeds is \(0.5,\); .* a list of different"),
+        ({"seeds": 0}, "seeds is 0; a number of seeds, or a list of different"),
+        ({"seed": 42}, "unknown setting 'seed'; here it is the argument 'seeds'"),
+        ({"log": ["tensorbord"]}, "unknown log 'tensorbord'; did you mean 'tensorbo"),
         ({"capacity": 0}, "capacity is 0; a whole number of at least 1 is wanted"),
         ({"env": "Kart-v0"}, "did you mean 'Cart-v0'?"),
         ({"env": "CartPole-v1"}, "a Box of one dimension is wanted"),
@@ -264,13 +408,26 @@ def test_divergence_without_a_checkpoint(monkeypatch):
 def test_train_refuses(tmp_path, change, sentence):
     out = tmp_path / "run"
     with pytest.raises(ValueError, match=sentence):
-        runs.train(**{"env": "Cart-v0", "steps": 100, "out": out, **change})
+        runs.train(**{"env": "Cart-v0", "steps": 1000, "out": out, **change})
     assert not out.exists()
 
 
-def test_train_refuses_a_folder_that_holds_a_run(straight):
-    with pytest.raises(ValueError, match="already holds a run; resume it instead"):
-        train(straight.out)
+def test_train_refuses_a_folder_that_holds_another_run(straight):
+    before = (straight.out / "config.json").read_bytes()
+    for change, sentence in [
+        ({"width": 16}, "width is 32 there and 16 here"),
+        ({"seeds": [1]}, r"seeds is \[0\] there and \[1\] here"),
+        ({"steps": 900}, "steps is 1000 there and 900 here"),
+        ({"warmup": 300}, "warmup is 200 there and 300 here"),
+    ]:
+        with pytest.raises(ValueError, match=f"holds another run .{sentence}"):
+            train(straight.out, **change)
+    assert (straight.out / "config.json").read_bytes() == before
+
+
+def test_logs_want_a_folder():
+    with pytest.raises(ValueError, match="log is 'wandb'; it wants a folder, out"):
+        train(log="wandb")
 
 
 def test_train_refuses_a_folder_that_cannot_be(tmp_path):
