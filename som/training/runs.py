@@ -368,7 +368,7 @@ def train(
         env: Gymnasium id of a task with a bounded Box of actions.
         steps: environment steps per seed (rounded up to whole chunks).
         seeds: distinct non-negative integers; a number n is the first n.
-        profile: "paper", "laptop" or "paper-literal".
+        profile: "paper", "laptop", "sample-efficient", ...
         out: folder for checkpoints, policy, record and curve; None: none.
             One that holds the same run is gone on with.
         progress: called as progress(step, metrics) after each chunk, with
