@@ -8,11 +8,21 @@ from importlib import import_module
 from pkgutil import walk_packages
 
 from som.agent.actor_critic import AGENTS, make_agent
+from som.training.export import export
 from som.training.logs import curves
 from som.training.policy import load
 from som.training.runs import Run, resume, train
 
-__all__ = ["AGENTS", "Run", "curves", "load", "make_agent", "resume", "train"]
+__all__ = [
+    "AGENTS",
+    "Run",
+    "curves",
+    "export",
+    "load",
+    "make_agent",
+    "resume",
+    "train",
+]
 
 # Agents enter their class in AGENTS as they are imported, studies and benchmarks
 # likewise; so every module is imported, and a new one need not be named here.

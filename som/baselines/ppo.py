@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from som.agent.actor_critic import AGENTS, at_least_one
 from som.agent.critic import Transition
 from som.agent.networks import MLP
+from som.training.export import OnePass, layers, one_pass
 
 
 # %% Where an episode ended
@@ -317,3 +318,17 @@ def update(agent: PPO, state: PPOState, batch: Transition):
     }
     state = PPOState(policy, value, policy_opt, value_opt, state.step + 1)
     return state, metrics
+
+
+# %% Taken away
+@one_pass.register(PPO)
+def _(agent, state) -> OnePass:
+    params = dict(state.policy["mean"]["params"])
+    last = f"Dense_{len(params) - 1}"
+    wider = (0, 0), (0, agent.action_size)
+    bias = [params[last]["bias"], state.policy["log_std"]]
+    params[last] = {
+        "kernel": jnp.pad(params[last]["kernel"], wider),
+        "bias": jnp.concatenate(bias),
+    }
+    return OnePass("gauss", layers("policy", params, 1), 0)

@@ -34,6 +34,7 @@ from som.agent.actor_critic import (
 )
 from som.agent.critic import Transition
 from som.agent.networks import MLP
+from som.training.export import OnePass, layers, one_pass
 
 
 # %% The density of a squashed Gaussian
@@ -170,3 +171,10 @@ class SAC(ActorCritic):
 
 
 AGENTS["sac"] = SAC
+
+
+# %% Taken away
+@one_pass.register(SAC)
+def _(agent, state) -> OnePass:
+    net = layers("policy", agent.acting_policy(state)["params"], 1)
+    return OnePass("squash", net, 0, LOG_STD)

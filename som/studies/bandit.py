@@ -124,6 +124,10 @@ class Sampler:
     agent: Any
     state: Any
 
+    def __repr__(self) -> str:
+        kind = type(self.agent).__name__
+        return f"<sampler of {kind}: noise [n, 2] to actions [n, 2]>"
+
     def prior(self, key, num: int) -> Float[Array, "n 2"]:
         """Noise as the agent draws it."""
         shape = (num, 2)

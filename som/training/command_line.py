@@ -41,6 +41,7 @@ from gymnasium.error import Error as GymnasiumError
 
 from som.agent.actor_critic import AGENTS, closest
 from som.training import environments, loop, runs, settings, sweep
+from som.training.export import export
 from som.training.film import film
 from som.training.logs import (
     LOGS,
@@ -344,6 +345,29 @@ def _render(args: argparse.Namespace) -> None:
         print(f"returns of the episodes that ended: {ended}")
 
 
+# %% Taken away
+_USE = {
+    ".onnx": (
+        "session = onnxruntime.InferenceSession({path!r})",
+        'session.run(None, {{"observation": observation[None]}})[0][0]',
+    ),
+    ".npz": (
+        "from numpy_policy import act, load",
+        "act(load({name!r}), observation)",
+    ),
+}  # by the file's ending
+
+
+def _export(args: argparse.Namespace) -> None:
+    policy = load(args.path, args.index)
+    path = export(policy, args.out, args.candidates)
+    size = path.stat().st_size / 1e3
+    print(f"{path}: {policy.algo} on {policy.env_id}, {size:,.0f} kB")
+    print("an action is")
+    for line in _USE[path.suffix]:
+        print(f"  {line.format(path=str(path), name=path.name)}")
+
+
 # %% Comparing runs
 def _record_of(path: str) -> dict[str, Any]:
     return read_record(
@@ -625,7 +649,13 @@ def _add_playing(commands: Any) -> None:
         "render", help="film a policy", description="Film a policy."
     )
     render.set_defaults(run=_render)
-    for command in (evaluate, render):
+    take = commands.add_parser(
+        "export",
+        help="write a policy for a place without JAX",
+        description="Write a policy for a place without JAX.",
+    )
+    take.set_defaults(run=_export)
+    for command in (evaluate, render, take):
         command.add_argument(
             "path", help="a run folder or a policy.npz (no default)"
         )
@@ -633,6 +663,7 @@ def _add_playing(commands: Any) -> None:
             "--index", type=int, default=0, metavar="I",
             help="which of the run's seeds, counted from 0 (default: 0)",
         )  # fmt: skip
+    for command in (evaluate, render):
         command.add_argument(
             "--seed", type=int, default=0, metavar="N",
             help="seed of the task's first states (default: 0)",
@@ -644,6 +675,16 @@ def _add_playing(commands: Any) -> None:
         metavar="N",
         help="episodes to play (default: 20)",
     )
+    take.add_argument(
+        "--out", default="policy.onnx", metavar="FILE",
+        help="the file: .onnx, or .npz, which NumPy alone can play "
+        "(default: policy.onnx)",
+    )  # fmt: skip
+    take.add_argument(
+        "--candidates", type=count, metavar="N",
+        help="act with the best of N; 1 leaves the critics out (default: "
+        "as it was trained)",
+    )  # fmt: skip
     option = render.add_argument
     option(
         "--out",

@@ -9,12 +9,15 @@ __all__ = [
     "evaluate",
     "rollout_states",
     "restore_agent",
+    "of_this_version",
     "save_policy",
     "load",
     "read_policies",
 ]
 
 # %% Imports
+import operator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from som.agent.actor_critic import AGENTS, make_agent
+from som.agent.actor_critic import (
+    AGENTS,
+    ActorCritic,
+    candidates,
+    make_agent,
+    q_value,
+)
 from som.training import environments, records
 
 
@@ -54,13 +63,30 @@ class Policy:
         )._replace(step=jnp.asarray(state.step))
         self.low = np.asarray(low, np.float32)
         self.high = np.asarray(high, np.float32)
-        self.calls = 0
+        self.reset()
 
-    def act(self, observation) -> np.ndarray:
+    def __repr__(self) -> str:
+        sizes = self.agent.observation_size, self.agent.action_size
+        return (
+            f"<{self.algo} policy for {self.env_id}: "
+            "observation [{}] to action [{}]>".format(*sizes)
+        )
+
+    def reset(self, seed: int = 0) -> None:
+        """Begin the noise anew: the same seed, the same actions again.
+
+        Raises:
+            ValueError: no such seed.
+        """
+        self.seed, self.calls = _whole(seed), 0
+
+    def act(self, observation, seed: int | None = None) -> np.ndarray:
         """Action in [-1, 1], without exploration noise.
 
         Args:
             observation: [O] or [B, O].
+            seed: of the noise, then the same in every row and at every
+                call; by default each row and call has its own.
 
         Returns:
             [A] or [B, A].
@@ -68,6 +94,84 @@ class Policy:
         Raises:
             ValueError: another shape, or a number that is not finite.
         """
+        observation = self._observed(observation)
+        key = self._key(seed)
+        return np.asarray(
+            _act(self.agent, self.state, observation, key, seed is not None)
+        )
+
+    def __call__(self, observation, seed: int | None = None) -> np.ndarray:
+        """Action in the task's own units, [A] or [B, A]; see act."""
+        action = self.act(observation, seed)
+        return environments.rescale(action, self.low, self.high)
+
+    def candidates(
+        self, observation, num: int, seed: int | None = None
+    ) -> np.ndarray:
+        """Actions to choose from, in the task's own units.
+
+        Args:
+            observation: [O] or [B, O].
+            num: N; with the agent's own N, `policy(observation, seed)` is
+                the best of `candidates(observation, N, seed)`.
+            seed: as in act.
+
+        Returns:
+            [N, A] or [N, B, A].
+
+        Raises:
+            ValueError: as in act; N below one; an agent without candidates.
+        """
+        observation = self._observed(observation)
+        self._needs_critic()
+        if num < 1:
+            raise ValueError(f"num is {num}; at least 1 is wanted")
+        key, alike = self._key(seed), seed is not None
+        actions = _candidates(
+            self.agent, self.state, observation, key, num, alike
+        )
+        return environments.rescale(np.asarray(actions), self.low, self.high)
+
+    def q(self, observation, action) -> np.ndarray:
+        """What the critic expects of an action and of all that follows.
+
+        The smaller twin's value, in the task's reward, discounted by the
+        agent's `discount` for each step. The critic itself knows scaled
+        rewards; its value is divided by `reward_scale` here.
+
+        Args:
+            observation: [O] or [B, O].
+            action: [..., A] in the task's units, of a shape that broadcasts
+                with the observation's; one outside the bounds counts as
+                the nearest inside.
+
+        Returns:
+            Q(s, a), [...].
+
+        Raises:
+            ValueError: as in act; another shape; an agent without a critic.
+        """
+        observation, action = self._observed(observation), np.asarray(action)
+        self._needs_critic()
+        size = self.agent.action_size
+        if action.ndim < 1 or action.shape[-1] != size:
+            raise ValueError(
+                f"action has shape {list(action.shape)}; [..., {size}] is "
+                "wanted"
+            )
+        width = np.maximum(self.high - self.low, 1e-9)  # none where fixed
+        inside = np.clip(action, self.low, self.high) - self.low
+        inside = np.float32(2 * inside / width - 1)
+        return np.asarray(_q(self.agent, self.state, observation, inside))
+
+    def _key(self, seed: int | None) -> np.ndarray:
+        """The random key of this call, or that of a seed's call zero."""
+        if seed is not None:
+            return np.array([_whole(seed), 0], np.uint32)
+        self.calls += 1
+        return np.array([self.seed, self.calls], np.uint32)
+
+    def _observed(self, observation) -> np.ndarray:
         observation = np.asarray(observation, np.float32)
         size = self.agent.observation_size
         if observation.ndim not in (1, 2) or observation.shape[-1] != size:
@@ -79,21 +183,47 @@ class Policy:
             raise ValueError(
                 "observation holds NaN or infinity; finite numbers are wanted"
             )
-        self.calls += 1
-        return np.asarray(
-            _act_one(self.agent, self.state, observation, self.calls)
-        )
+        return observation
 
-    def __call__(self, observation) -> np.ndarray:
-        """Action in the task's own units, [A] or [B, A]; see act."""
-        return environments.rescale(
-            self.act(observation), self.low, self.high
+    def _needs_critic(self) -> None:
+        if not isinstance(self.agent, ActorCritic):
+            raise ValueError(
+                f"{self.algo} has no candidates and no critic of actions"
+            )
+
+
+def _whole(seed) -> int:
+    try:
+        number = operator.index(seed)
+        good = 0 <= number < 2**31
+    except TypeError:
+        good = False
+    if not good:
+        raise ValueError(
+            f"seed is {seed!r}; a whole number from 0 to 2147483647 is wanted"
         )
+    return number
+
+
+@partial(jax.jit, static_argnames=("agent", "alike"))
+def _act(agent, state, observation, key, alike: bool):
+    one = lambda s: agent.act(state, s, key)
+    alike = alike and observation.ndim == 2
+    return (jax.vmap(one) if alike else one)(observation)
+
+
+@partial(jax.jit, static_argnames=("agent", "num", "alike"))
+def _candidates(agent, state, observation, key, num: int, alike: bool):
+    policy, (k_action, _) = agent.acting_policy(state), jax.random.split(key)
+    one = lambda s: candidates(agent, policy, s, k_action, num)
+    alike = alike and observation.ndim == 2
+    return (jax.vmap(one, out_axes=1) if alike else one)(observation)
 
 
 @partial(jax.jit, static_argnames="agent")
-def _act_one(agent, state, observation, calls):
-    return agent.act(state, observation, jax.random.PRNGKey(calls))
+def _q(agent, state, observation, action):
+    value = q_value(agent, state.critic, observation, action)
+    return value / agent.config.reward_scale
 
 
 # %% Evaluation
@@ -117,7 +247,7 @@ def evaluate(
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; at least 1 is wanted")
     envs = environments.make(env, episodes, seed)
-    policy.calls = 0
+    policy.reset()
     returns = np.full(episodes, np.nan)
     observation = envs.reset()
     while np.isnan(returns).any():
@@ -146,7 +276,7 @@ def rollout_states(
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least 1 is wanted")
     envs = environments.make(policy.env_id, 1, seed)
-    policy.calls = 0  # the same rollout every time
+    policy.reset()  # the same rollout every time
     observation, seen = envs.reset(), []
     for _ in range(steps):
         seen.append(observation[0])
@@ -172,8 +302,19 @@ def restore_agent(config: dict[str, Any], observation_size, action_size):
         )
     except ValueError as error:
         raise records.CheckpointError(
-            f"another version of som wrote this: {error}"
+            f"another version of som wrote this and can read it: {error}"
         ) from None
+
+
+def of_this_version(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the settings that have come since.
+
+    Each has the default of its class: what was done when it was written.
+    """
+    if config["algo"] not in AGENTS:
+        return config  # restore_agent says so
+    some = next(iter(AGENTS[config["algo"]].profiles.values()))
+    return config | {"agent": asdict(type(some)()) | config["agent"]}
 
 
 def save_policy(
@@ -246,7 +387,7 @@ def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     metadata = records.read_metadata(path)
     try:
         sizes = metadata["observation_size"], metadata["action_size"]
-        agent = restore_agent(metadata, *sizes)
+        agent = restore_agent(of_this_version(metadata), *sizes)
         number, _ = len(metadata["seeds"]), metadata["env"]
     except (KeyError, AttributeError, TypeError) as error:
         raise records.CheckpointError(

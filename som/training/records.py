@@ -51,11 +51,11 @@ class CheckpointError(ValueError):
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file whole or not at all.
+    """Write a file so that its name never stands for half of it.
 
     Args:
         path: the file; missing folders are made, an old file is replaced.
-        write: writes the contents into an open file.
+        write: gets an open binary file and writes into it.
 
     Raises:
         CheckpointError: the file cannot be written; an old one is intact.

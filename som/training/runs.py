@@ -52,6 +52,7 @@ from som.training.policy import (
     acting,
     evaluate,
     load,
+    of_this_version,
     read_policies,
     save_policy,
 )
@@ -217,7 +218,7 @@ def keep_best(trainer: Trainer, means: np.ndarray) -> None:
 
 
 # %% To the end
-@dataclass
+@dataclass(repr=False)
 class Run:
     """What train returns.
 
@@ -231,6 +232,17 @@ class Run:
     out: Path | None
     policies: list[Policy]
     best: list[Policy]
+
+    def __repr__(self) -> str:
+        curve, seeds = self.record["curve"], self.record["seeds"]
+        said = "not evaluated yet"
+        if curve:
+            mean = np.mean(curve[-1]["returns"])
+            said = f"return {mean:.1f} after {curve[-1]['step']:,} steps"
+        return (
+            "<run of {algo} on {env}: ".format(**self.record)
+            + f"{len(seeds)} seed(s), {said}, in {self.out or 'no folder'}>"
+        )
 
 
 def begin_slice(trainer: Trainer) -> None:
@@ -519,7 +531,7 @@ def resume(
         KeyboardInterrupt: Ctrl-C or SIGTERM; resume continues.
     """
     out, stop_at = Path(out), _stop_at(time_limit)
-    config = records.read_record(out / "config.json")
+    config = of_this_version(records.read_record(out / "config.json"))
     if steps is not None:
         config = _longer(out, config, int(steps))
     if is_finished(out):

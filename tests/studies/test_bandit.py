@@ -66,6 +66,11 @@ def test_sampler_stays_in_the_box_and_keeps_the_noise():
     assert np.abs(path[-1]).max() <= 1
 
 
+def test_a_sampler_prints_in_one_line():
+    sampler = bandit.Sampler(make_agent("som", 1, 2), {"weights": np.zeros(9)})
+    assert repr(sampler) == "<sampler of SOM: noise [n, 2] to actions [n, 2]>"
+
+
 def test_same_key_same_sampler_and_progress_is_told():
     told = []
     first = fit("climber", slope, KEY, 25, progress=told.append, **TINY)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import imageio.v2 as imageio
 import numpy as np
+import onnxruntime
 import pytest
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from som.training.command_line import (
     parser,
     seed_list,
 )
+from som.training.policy import load
 from som.training.records import read_metadata, read_record
 
 TASK = "InvertedDoublePendulum-v4"
@@ -366,6 +368,40 @@ def test_films_while_it_learns(tmp_path, monkeypatch):
     assert main(words) == 0
     names = [path.name for path in filmed]
     assert names == ["50.mp4", "250.mp4", "500.mp4"]
+
+
+def test_export(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(run), "--index", "1"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"policy.onnx: som on {TASK}, ")
+    scope = {"onnxruntime": onnxruntime, "observation": np.ones(11, np.float32)}
+    *first, last = [line.strip() for line in text.splitlines()[2:]]
+    exec("\n".join(first), scope)
+    expected = load(run, 1)(np.ones(11), seed=0)
+    np.testing.assert_allclose(eval(last, scope), expected, atol=1e-5)
+
+
+def test_export_for_numpy_alone(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["export", str(run), "--out", "act.npz", "--candidates", "1"]
+    assert main(words) == 0
+    scope = {"observation": np.ones(11, np.float32)}
+    *first, last = [x.strip() for x in capsys.readouterr().out.splitlines()[2:]]
+    exec("\n".join(first), scope)
+    expected = load(run).candidates(np.ones(11), 1, seed=0)[0]
+    np.testing.assert_allclose(eval(last, scope), expected, atol=1e-5)
+
+
+def test_export_refuses(run, tmp_path, capsys):
+    before = (run / "policy.npz").read_bytes()
+    for name in ("policy.npz", "policy.mp4"):
+        refused(capsys, ["export", str(run), "--out", str(run / name)])
+    assert (run / "policy.npz").read_bytes() == before
+    assert not (run / "numpy_policy.py").exists()
+    refused(capsys, ["export", str(run), "--index", "2"])
+    refused(capsys, ["export", str(run), "--candidates", "0"], status=2)
 
 
 def test_plot(run, tmp_path, capsys):

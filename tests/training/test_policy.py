@@ -1,22 +1,25 @@
 """A policy to use: its actions, its returns, its file."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from carts import AGENT, config, train
 
-from som.agent.actor_critic import AGENTS, make_agent
+from som.agent.actor_critic import AGENTS, make_agent, q_value
 from som.training import environments, loop
+from som.training import policy as policies
 from som.training.policy import (
     Policy,
     evaluate,
     load,
+    of_this_version,
     restore_agent,
     rollout_states,
 )
-from som.training.records import CheckpointError
+from som.training.records import CheckpointError, read_metadata, save
 
 
 def test_rollout_is_what_stepping_by_hand_gives():
@@ -117,3 +120,160 @@ def test_a_setting_of_another_version_is_refused():
     stored = config() | {"agent": {"noise_rnge": [0.1, 3.0]}}
     with pytest.raises(CheckpointError, match=r"another version.*noise_rnge"):
         restore_agent(stored, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("algo", "candidates", "values"),
+    [
+        (
+            "som",
+            [[[-0.45873, 0.91687], [-0.50151, 0.65026]],
+             [[-0.15152, 2.18049], [-0.18810, 1.89790]]],
+            [0.15733, 0.13897],
+        ),
+        (
+            "sac",
+            [[[0.04392, 2.53323], [-0.09823, 2.35728]],
+             [[0.25376, 2.90460], [0.13953, 2.85066]]],
+            [-0.31903, -0.36859],
+        ),
+    ],
+)  # fmt: skip
+def test_a_policy_of_version_0_1_is_still_read(algo, candidates, values):
+    path = Path(__file__).parent / "recordings" / f"{algo}-0.1.npz"
+    policy, s = load(path), np.linspace(-1, 1, 6).reshape(2, 3)
+    assert (policy.algo, policy.env_id) == (algo, "Made-v0")
+    np.testing.assert_allclose(policy.candidates(s, 2, seed=0), candidates, atol=1e-4)
+    np.testing.assert_allclose(policy.q(s, np.zeros((1, 2))), values, atol=1e-4)
+
+
+def test_a_setting_that_came_later_gets_its_classs_default():
+    som = AGENTS["som"]
+    stored = asdict(replace(som.profiles["laptop"], width=8))
+    for name in ("tau", "noise_range"):
+        del stored[name]  # they came later
+    assert som.profiles["laptop"].tau != som.profiles["paper"].tau
+    old = {"algo": "som", "profile": "laptop", "agent": stored}
+    config = restore_agent(of_this_version(old), 2, 1).config
+    assert config.width == 8
+    assert (config.tau, config.noise_range) == (0.005, (0.1, 2.0))
+    assert of_this_version({"algo": "gone"}) == {"algo": "gone"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"agent": {"widht": 8}}, "'widht'; did you mean 'width'"),
+        ({"algo": "somm"}, "unknown algorithm 'somm'"),
+        ({"profile": "labtop"}, "unknown profile 'labtop'"),
+    ],
+)
+def test_another_versions_file_gets_one_sentence(change, message, tmp_path):
+    path = tmp_path / "policy.npz"
+    old = read_metadata(Path(__file__).parent / "recordings" / "som-0.1.npz")
+    save(path, {}, old | change)
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    text = str(caught.value)
+    assert text.startswith("another version of som wrote this and can read it: ")
+    assert message in text and "\n" not in text
+
+
+# Noise, candidates, values
+
+STATES = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def som():
+    """A policy that has learned nothing, in a box of its own."""
+    agent = make_agent("som", 3, 2, width=8, depth=1, reward_scale=0.5)
+    state = jax.jit(agent.init)(jax.random.PRNGKey(0))
+    state = jax.tree.map(lambda x: x[None], state)._replace(step=state.step)
+    return Policy(agent, state, "Made-v0", [-1.0, 0.0], [3.0, 0.5])
+
+
+def test_repr_is_short(som):
+    assert repr(som) == "<som policy for Made-v0: observation [3] to action [2]>"
+
+
+def test_noise_is_counted_from_the_seed(som):
+    som.reset()
+    first = [som.act(STATES) for _ in range(2)]
+    assert not np.allclose(*first)
+    for count, actions in enumerate(first, 1):
+        key = jax.random.PRNGKey(count)
+        expected = som.agent.act(som.state, STATES, key)
+        np.testing.assert_allclose(actions, expected, atol=1e-6)
+    som.reset()
+    np.testing.assert_array_equal(first, [som.act(STATES) for _ in range(2)])
+    som.reset(3)
+    third = som.act(STATES)
+    assert not np.allclose(third, first[0])
+    som.reset(3)
+    np.testing.assert_array_equal(som.act(STATES), third)
+
+
+def test_with_a_seed_the_observation_decides_alone(som):
+    som.reset()
+    all_at_once = som(STATES, seed=7)
+    assert som.calls == 0
+    one_by_one = [som(s, seed=7) for s in STATES[::-1]]
+    np.testing.assert_allclose(one_by_one[::-1], all_at_once, atol=1e-6)
+    assert not np.allclose(som(STATES, seed=8), all_at_once)
+    assert not np.allclose(som(STATES), all_at_once)
+
+
+def test_candidates_are_what_is_chosen_from(som):
+    many = som.candidates(STATES, 16, seed=7)
+    assert many.shape == (16, 6, 2) and som.agent.config.num_particles == 16
+    assert (many >= som.low).all() and (many <= som.high).all()
+    assert np.ptp(many, 0).min() > 0
+    best = som.q(STATES, many).argmax(0)
+    chosen = many[best, np.arange(6)]
+    np.testing.assert_allclose(som(STATES, seed=7), chosen, atol=1e-6)
+    alone = som.candidates(STATES[2], 16, seed=7)
+    np.testing.assert_allclose(alone, many[:, 2], atol=1e-6)
+    assert not np.allclose(som.candidates(STATES, 16), many)
+
+
+def test_q_is_in_the_units_of_the_task(som):
+    actions = np.float32([[-1, 0], [3, 0.5], [1, 0.25], [99, 0.25]])
+    inside = np.float32([[-1, -1], [1, 1], [0, 0], [1, 0]])
+    s = STATES[:4]
+    raw = q_value(som.agent, som.state.critic, s, inside)
+    np.testing.assert_allclose(som.q(s, actions), raw / 0.5, rtol=1e-5)
+    assert som.q(STATES[0], actions[0]).shape == ()
+    grid = som.q(STATES[0], np.stack([actions] * 5))
+    assert grid.shape == (5, 4)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 1.5, "one"])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="a whole number from 0 to 2147483647"):
+        policies._whole(seed)
+
+
+def test_a_wrong_seed_is_refused_everywhere(som):
+    for ask in (som.reset, lambda seed: som(STATES, seed)):
+        with pytest.raises(ValueError, match="seed is -1"):
+            ask(-1)
+
+
+def test_candidates_and_q_refuse(som):
+    with pytest.raises(ValueError, match="num is 0; at least 1 is wanted"):
+        som.candidates(STATES, 0)
+    with pytest.raises(ValueError, match=r"shape \[3\]; \[\.\.\., 2\] is wanted"):
+        som.q(STATES[0], np.zeros(3))
+    with pytest.raises(ValueError, match="observation holds NaN"):
+        som.q(np.full(3, np.nan), np.zeros(2))
+    agent = make_agent("ppo", 3, 2, width=8, depth=1)
+    state = jax.jit(agent.init)(jax.random.PRNGKey(0))
+    state = jax.tree.map(lambda x: x[None], state)._replace(step=state.step)
+    ppo = Policy(agent, state, "Made-v0", [-1.0, 0.0], [3.0, 0.5])
+    for ask in (
+        lambda: ppo.q(STATES[0], np.zeros(2)),
+        lambda: ppo.candidates(STATES, 2),
+    ):
+        with pytest.raises(ValueError, match=r"^ppo has no candidates and no critic"):
+            ask()

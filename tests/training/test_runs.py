@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -452,3 +453,24 @@ def _die(step, metrics):
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]), _die, checkpoint_seconds=1e-9)
+
+
+def test_a_run_prints_in_one_line(straight):
+    mean = np.mean(straight.record["curve"][-1]["returns"])
+    assert repr(straight) == (
+        f"<run of som on Cart-v0: 1 seed(s), return {mean:.1f} after 1,000 steps, "
+        f"in {straight.out}>"
+    )
+    fresh = runs.Run({**straight.record, "curve": []}, straight.policy, None)
+    assert repr(fresh).endswith("1 seed(s), not evaluated yet, in no folder>")
+
+
+def test_a_run_of_an_older_version_is_taken_up(tmp_path, straight):
+    out = tmp_path / "run"
+    shutil.copytree(straight.out, out)
+    (out / "record.json").unlink()  # killed before its last word
+    stored = records.read_record(out / "config.json")
+    assert stored["agent"].pop("tau") != 0.005  # as if it had come later
+    records.write_record(out / "config.json", stored)
+    config = runs.resume(out).policy.agent.config
+    assert config == replace(straight.policy.agent.config, tau=0.005)

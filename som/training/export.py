@@ -1,0 +1,467 @@
+"""A policy that can be taken away.
+
+Exported by tools/export.py from book/training/export.md; edit the chapter.
+"""
+
+__all__ = [
+    "layers",
+    "OnePass",
+    "one_pass",
+    "twins",
+    "ACTIVATIONS",
+    "first_noise",
+    "to_arrays",
+    "load",
+    "bend",
+    "net",
+    "candidates",
+    "value",
+    "act",
+    "BENDS",
+    "net_lines",
+    "candidate_lines",
+    "best_lines",
+    "to_onnx",
+    "check",
+    "PLAYER",
+    "with_candidates",
+    "export",
+]
+
+# %% Imports
+import copy
+import inspect
+import zipfile
+from dataclasses import replace
+from functools import singledispatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from som.agent.networks import Critic, TimeEmbedding
+from som.agent.som import OneStep
+from som.training import environments, records
+from som.training.policy import Policy
+
+
+# %% The layers, written out
+def layers(
+    name: str,
+    params: Any,
+    num_inputs: int,
+    constants: Any = (),
+    outputs: int | None = None,
+) -> dict[str, np.ndarray]:
+    """The affine layers of an `MLP` as arrays with names.
+
+    Args:
+        name: of the network; every array's name begins with it.
+        params: the MLP's kernels and biases.
+        num_inputs: how many of its inputs stay inputs.
+        constants: values of the inputs after these.
+        outputs: how many of its outputs are wanted; None: all.
+
+    Returns:
+        NAME_in_I, a kernel for each input; NAME_bias_0; then NAME_kernel_K
+        and NAME_bias_K of the layers K = 1, 2, ...
+    """
+    dense = [params[f"Dense_{i}"] for i in range(len(params))]
+    kernels = [np.asarray(layer["kernel"]) for layer in dense]
+    biases = [np.asarray(layer.get("bias", 0.0)) for layer in dense]
+    first = num_inputs + len(constants)
+    for i, value in enumerate(constants, num_inputs):
+        biases[i] = biases[i] + np.asarray(value) @ kernels[i]
+    arrays = {f"{name}_in_{i}": kernels[i] for i in range(num_inputs)}
+    arrays[f"{name}_bias_0"] = sum(biases[1:first], biases[0])
+    kernels[-1] = kernels[-1][:, :outputs]
+    biases[-1] = biases[-1][:outputs]
+    rest = zip(kernels[first:], biases[first:], strict=True)
+    for k, (kernel, bias) in enumerate(rest, 1):
+        arrays |= {f"{name}_kernel_{k}": kernel, f"{name}_bias_{k}": bias}
+    return arrays
+
+
+# %% Which agents act in one pass
+class OnePass(NamedTuple):
+    """How an agent's action comes out of one pass of one network."""
+
+    form: str  # "step", "squash" or "gauss"; see candidates
+    net: dict[str, np.ndarray]  # its layers, named "policy"
+    num: int  # N, of which the best acts; 0: the mean acts
+    log_std: tuple[float, float] = (-np.inf, np.inf)  # its bounds
+
+
+@singledispatch
+def one_pass(agent: Any, state) -> OnePass:
+    """What an agent acts with, if it does so in one pass.
+
+    Args:
+        agent: the algorithm; later chapters register theirs.
+        state: of one seed.
+
+    Raises:
+        ValueError: it does not, or nobody has said how.
+    """
+    raise ValueError(
+        f"no export is known for {type(agent).__name__}: it is known for "
+        "agents that act in one pass of one network, som, mfp, sac and ppo"
+    )
+
+
+@one_pass.register(OneStep)
+def _(agent, state) -> OnePass:
+    params = agent.acting_policy(state)["params"]
+    embed = lambda i: TimeEmbedding().apply(
+        {"params": params[f"TimeEmbedding_{i}"]}, jnp.ones(())
+    )  # of t and of t - r: both are one
+    net = layers("policy", params["MLP_0"], 2, (embed(0), embed(1)))
+    return OnePass("step", net, agent.config.num_particles)
+
+
+def twins(agent: Any, critic) -> dict[str, np.ndarray]:
+    """The layers of both twins' means, named "q0" and "q1".
+
+    Raises:
+        ValueError: the critic is another network.
+    """
+    if not isinstance(agent.critic_net, Critic):
+        raise ValueError(
+            f"{type(agent).__name__} has a critic of its own kind; one "
+            "candidate, without its critic, can be exported"
+        )
+    stacked = critic["params"]["VmapMLP_0"]
+    one = lambda j: jax.tree.map(lambda x: x[j], stacked)
+    return layers("q0", one(0), 2, (), 1) | layers("q1", one(1), 2, (), 1)
+
+
+# %% All of it as arrays
+ACTIVATIONS = ("gelu", "mish", "relu", "tanh")  # what both players know
+
+
+def first_noise(num: int, size: int) -> np.ndarray:
+    """The standard normal noise of `policy(s, seed=0)`, [N, A]."""
+    k_action, _ = jax.random.split(jax.random.PRNGKey(0))
+    k_noise, _ = jax.random.split(k_action)
+    return np.asarray(jax.random.normal(k_noise, (num, size)))
+
+
+def to_arrays(policy: Policy) -> dict[str, np.ndarray]:
+    """All that an action of a policy is made of, as arrays with names.
+
+    Raises:
+        ValueError: an agent or an activation that cannot be exported.
+    """
+    agent, size = policy.agent, policy.agent.action_size
+    how, bend = one_pass(agent, policy.state), agent.config.activation
+    if bend not in ACTIVATIONS:
+        raise ValueError(
+            f"activation is {bend!r}; one of {', '.join(ACTIVATIONS)} can "
+            "be exported"
+        )
+    noise = first_noise(how.num, size) if how.num else np.zeros((1, size))
+    numbers = how.net | {
+        "noise": noise,
+        "prior_std": getattr(agent, "prior_std", 1.0),
+        "reward_scale": agent.config.reward_scale,
+        "log_std_bounds": how.log_std,
+        "low": policy.low,
+        "high": policy.high,
+    }
+    if how.num > 1:
+        numbers |= twins(agent, policy.state.critic)
+    words = {"form": np.array(how.form), "activation": np.array(bend)}
+    return words | {k: np.asarray(v, np.float32) for k, v in numbers.items()}
+
+
+# %% A player in NumPy
+def load(path):
+    """The arrays of an exported policy; no code is run."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def bend(arrays, x):
+    """The activation between the layers."""
+    kind = str(arrays["activation"])
+    if kind == "gelu":
+        x3 = x * x * x
+        return x / 2 * (1 + np.tanh(0.7978846 * (x + 0.044715 * x3)))
+    if kind == "mish":
+        return x * np.tanh(np.logaddexp(0, x))
+    return np.tanh(x) if kind == "tanh" else np.maximum(x, 0)
+
+
+def net(arrays, name, *inputs):
+    """Outputs of a network, "policy", "q0" or "q1", at its inputs."""
+    h = sum(x @ arrays[f"{name}_in_{i}"] for i, x in enumerate(inputs))
+    h, k = h + arrays[f"{name}_bias_0"], 1
+    while f"{name}_kernel_{k}" in arrays:
+        h = bend(arrays, h) @ arrays[f"{name}_kernel_{k}"]
+        h, k = h + arrays[f"{name}_bias_{k}"], k + 1
+    return h
+
+
+def candidates(arrays, observation, noise):
+    """Actions in [-1, 1], [N, A], from standard normal noise [N, A]."""
+    if arrays["form"] == "step":
+        z = arrays["prior_std"] * noise
+        return np.clip(z - net(arrays, "policy", observation, z), -1, 1)
+    mean, log_std = np.split(net(arrays, "policy", observation), 2)
+    u = mean + np.exp(np.clip(log_std, *arrays["log_std_bounds"])) * noise
+    return np.clip(np.tanh(u) if arrays["form"] == "squash" else u, -1, 1)
+
+
+def value(arrays, observation, actions):
+    """Q of actions in [-1, 1], [N, A]: the smaller twin's, [N]."""
+    twins = [net(arrays, q, observation, actions) for q in ("q0", "q1")]
+    return np.minimum(*twins)[:, 0] / arrays["reward_scale"]
+
+
+def act(arrays, observation, noise=None):
+    """The action [A] at an observation [O], in the task's units.
+
+    It is the best of the candidates from noise [N, A], standard normal;
+    without any, of those from the noise in the file, always the same.
+    """
+    s = np.asarray(observation, np.float32)
+    noise = arrays["noise"] if noise is None else noise
+    actions = candidates(arrays, s, np.asarray(noise, np.float32))
+    best = np.argmax(value(arrays, s, actions)) if "q0_in_0" in arrays else 0
+    low, high = arrays["low"], arrays["high"]
+    middle, reach = (high + low) / 2, (high - low) / 2
+    return np.clip(middle + reach * actions[best], low, high)
+
+
+# %% The same as a graph
+BENDS = {
+    "gelu": 'Gelu <approximate = "tanh">',
+    "mish": "Mish",
+    "relu": "Relu",
+    "tanh": "Tanh",
+}  # the operations of ONNX's set 20
+
+
+def net_lines(arrays: dict[str, np.ndarray], name: str, *inputs) -> list[str]:
+    """The lines of a network; its outputs are called NAME."""
+    kind, h, k = BENDS[str(arrays["activation"])], f"{name}_0", 1
+    parts = [f"{name}_part_{i}" for i in range(len(inputs))]
+    lines = [
+        f"{part} = MatMul ({x}, {name}_in_{i})"
+        for i, (part, x) in enumerate(zip(parts, inputs, strict=True))
+    ]
+    lines.append(f"{h} = Sum ({', '.join(parts)}, {name}_bias_0)")
+    while f"{name}_kernel_{k}" in arrays:
+        lines += [
+            f"{name}_bent_{k} = {kind} ({h})",
+            f"{name}_sum_{k} = MatMul ({name}_bent_{k}, {name}_kernel_{k})",
+            f"{name}_{k} = Add ({name}_sum_{k}, {name}_bias_{k})",
+        ]
+        h, k = f"{name}_{k}", k + 1
+    lines.append(f"{name} = Identity ({h})")
+    return lines
+
+
+def candidate_lines(arrays: dict[str, np.ndarray]) -> list[str]:
+    """The lines from observation [B, O] and noise [N, A] to actions."""
+    spread = "rows = Unsqueeze (noise, axis_1)"
+    if arrays["form"] == "step":
+        return [
+            spread,
+            "z = Mul (rows, prior_std)",
+            *net_lines(arrays, "policy", "observation", "z"),
+            "raw = Sub (z, policy)",
+            "actions = Clip (raw, lowest, highest)",
+        ]
+    bend = "Tanh" if arrays["form"] == "squash" else "Identity"
+    return [
+        spread,
+        *net_lines(arrays, "policy", "observation"),
+        "mean, free_log_std = Split <axis = -1, num_outputs = 2> (policy)",
+        "log_std = Clip (free_log_std, log_std_low, log_std_high)",
+        "std = Exp (log_std)",
+        "shift = Mul (std, rows)",
+        "u = Add (mean, shift)",
+        f"raw = {bend} (u)",
+        "actions = Clip (raw, lowest, highest)",
+    ]
+
+
+def best_lines(arrays: dict[str, np.ndarray]) -> list[str]:
+    """The lines from actions [N, B, A] to the action [B, A]."""
+    scale = [
+        "scaled = Mul (best, reach)",
+        "moved = Add (scaled, middle)",
+        "bounded = Max (moved, low)",
+        "action = Min (bounded, high)",
+    ]
+    if "q0_bias_0" not in arrays:
+        return ["best = Gather <axis = 0> (actions, first)", *scale]
+    return [
+        *net_lines(arrays, "q0", "observation", "actions"),
+        *net_lines(arrays, "q1", "observation", "actions"),
+        "q = Min (q0, q1)",
+        "one = ArgMax <axis = 0, keepdims = 1> (q)",
+        "index = Expand (one, sizes)",
+        "chosen = GatherElements <axis = 0> (actions, index)",
+        "best = Squeeze (chosen, axis_0)",
+        *scale,
+    ]
+
+
+def to_onnx(arrays: dict[str, np.ndarray], facts: dict[str, str]):
+    """The graph from `observation` [B, O], and if one likes `noise` [N, A].
+
+    Args:
+        arrays: from to_arrays.
+        facts: what to note in the file.
+
+    Returns:
+        An onnx.ModelProto whose output is `action` [B, A].
+
+    Raises:
+        ValueError: the package onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ValueError(
+            "an .onnx file is written by the package onnx, which is not "
+            "installed here: `pip install onnx` brings it"
+        ) from None
+    O, A = len(arrays["policy_in_0"]), len(arrays["low"])
+    lines = candidate_lines(arrays) + best_lines(arrays)
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20], producer_name: "som">\n'
+        f"policy (float[B, {O}] observation, float[N, {A}] noise) => "
+        f"(float[B, {A}] action) {{\n" + "\n".join(lines) + "\n}"
+    )
+    low, high = arrays["log_std_bounds"]
+    constants = {
+        "axis_0": np.array([0]),
+        "axis_1": np.array([1]),
+        "first": np.array(0),
+        "sizes": np.array([1, 1, A]),
+        "middle": (arrays["high"] + arrays["low"]) / 2,
+        "reach": (arrays["high"] - arrays["low"]) / 2,
+        "lowest": np.float32(-1),
+        "highest": np.float32(1),
+        "log_std_low": low,
+        "log_std_high": high,
+    }
+    for name, value in {**arrays, **constants}.items():
+        if any(name in node.input for node in model.graph.node):
+            tensor = onnx.numpy_helper.from_array(np.asarray(value), name)
+            model.graph.initializer.append(tensor)
+    onnx.helper.set_model_props(model, facts)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+# %% The file
+def check(policy: Policy, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse arrays that do not act as the policy does.
+
+    Raises:
+        ValueError: they do not.
+    """
+    rng, n = np.random.default_rng(0), 8
+    low, high = arrays["low"], arrays["high"]
+    s = rng.normal(size=(n, policy.agent.observation_size))
+    s = s.astype(np.float32)
+    ours = policy(s, seed=0)
+    plain = np.stack([act(arrays, row) for row in s])
+    same = (np.abs(ours - plain) <= 1e-3 * (high - low)).all(-1)
+    if "q0_in_0" in arrays:
+        a = rng.uniform(-1, 1, (n, len(low))).astype(np.float32)
+        pairs = zip(s, a[:, None], strict=True)
+        values = [value(arrays, *pair)[0] for pair in pairs]
+        same |= np.isclose(policy.q(s, ours), policy.q(s, plain), rtol=1e-5)
+        expected = policy.q(s, environments.rescale(a, low, high))
+        same &= np.isclose(values, expected, rtol=1e-3, atol=1e-3)
+    if not same.all():
+        raise ValueError(
+            f"{policy.algo} with these settings cannot be exported: it "
+            "acts by something that the exported arrays do not hold"
+        )
+
+
+PLAYER = '''"""Plays a policy that som exported; needs NumPy and nothing else.
+
+arrays = load("policy.npz")
+action = act(arrays, observation)  # in the task's units
+"""
+
+import numpy as np
+
+
+''' + "\n\n".join(
+    inspect.getsource(part)
+    for part in (load, bend, net, candidates, value, act)
+)
+
+
+def with_candidates(policy: Policy, num: int | None) -> Policy:
+    """The same policy with another N of best-of-N; None: as it is.
+
+    Raises:
+        ValueError: N below one, or an agent without candidates.
+    """
+    if num is None:
+        return policy
+    config, other = policy.agent.config, copy.copy(policy)
+    if not hasattr(config, "num_particles"):
+        raise ValueError(f"{policy.algo} has one action for each observation")
+    config = replace(config, num_particles=num)
+    other.agent = replace(policy.agent, config=config)
+    return other
+
+
+def export(policy: Policy, path, candidates: int | None = None) -> Path:
+    """Write a policy for a place without JAX, atomically.
+
+    Args:
+        policy: what `som.load` returns.
+        path: the file; .onnx for a graph, .npz for arrays, beside which
+            numpy_policy.py is written.
+        candidates: N of best-of-N; by default the agent's own. With one,
+            the critics are left out.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: an agent that cannot be exported, another ending, or
+            an .npz of something else in the way.
+        records.CheckpointError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".onnx", ".npz"):
+        raise ValueError(f"{path} must end in .onnx or .npz")
+    policy = with_candidates(policy, candidates)
+    arrays = to_arrays(policy)
+    check(policy, arrays)
+    if path.suffix == ".onnx":
+        facts = {"algo": policy.algo, "env": policy.env_id}
+        graph = to_onnx(arrays, facts).SerializeToString()
+        records.write_atomically(path, lambda file: file.write(graph))
+        return path
+    if path.exists() and "noise" not in _names(path):
+        raise ValueError(f"{path} is no exported policy; it is not replaced")
+    code = PLAYER.encode()
+    player = path.with_name("numpy_policy.py")
+    records.write_atomically(player, lambda file: file.write(code))
+    records.write_atomically(
+        path, lambda file: np.savez(file, allow_pickle=False, **arrays)
+    )
+    return path
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return list(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return []
