@@ -5,6 +5,7 @@ Exported by tools/export.py from book/agent/networks.md; edit the chapter.
 
 __all__ = [
     "mish",
+    "EPSILON",
     "MLP",
     "time_features",
     "TimeEmbedding",
@@ -42,6 +43,9 @@ def _mish_and_slope(x):
     return x * ratio, ratio + 4 * x * y * (y + 1) / (m + 2) ** 2
 
 
+EPSILON = 1e-3  # added to the variances of a normalisation
+
+
 class MLP(nn.Module):
     """Perceptron on the concatenation of its inputs.
 
@@ -74,7 +78,7 @@ class MLP(nn.Module):
             if not self.batch_norm:
                 return x
             past = not self.training
-            return nn.BatchNorm(past, momentum=0.99, epsilon=1e-3)(x)
+            return nn.BatchNorm(past, momentum=0.99, epsilon=EPSILON)(x)
 
         fan_in = sum(x.shape[-1] for x in inputs)
         h = jnp.zeros(())

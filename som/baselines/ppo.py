@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -331,4 +332,5 @@ def _(agent, state) -> OnePass:
         "kernel": jnp.pad(params[last]["kernel"], wider),
         "bias": jnp.concatenate(bias),
     }
-    return OnePass("gauss", layers("policy", params, 1), 0)
+    net, noise = layers("policy", params, 1), np.zeros((1, agent.action_size))
+    return OnePass("gauss", net, noise)

@@ -34,7 +34,7 @@ from som.agent.actor_critic import (
 )
 from som.agent.critic import Transition
 from som.agent.networks import MLP
-from som.training.export import OnePass, layers, one_pass
+from som.training.export import OnePass, first_noise, layers, one_pass
 
 
 # %% The density of a squashed Gaussian
@@ -177,4 +177,6 @@ AGENTS["sac"] = SAC
 @one_pass.register(SAC)
 def _(agent, state) -> OnePass:
     net = layers("policy", agent.acting_policy(state)["params"], 1)
-    return OnePass("squash", net, 0, LOG_STD)
+    num, size = agent.config.num_particles, agent.action_size
+    noise = first_noise(num, size, split=False)
+    return OnePass("squash", net, noise * (num > 1), LOG_STD)

@@ -4,12 +4,13 @@ Exported by tools/export.py from book/training/export.md; edit the chapter.
 """
 
 __all__ = [
+    "affine",
     "layers",
+    "first_noise",
     "OnePass",
     "one_pass",
     "twins",
     "ACTIVATIONS",
-    "first_noise",
     "to_arrays",
     "load",
     "bend",
@@ -41,36 +42,57 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from som.agent.networks import Critic, TimeEmbedding
+from som.agent.networks import EPSILON, Critic, TimeEmbedding
 from som.agent.som import OneStep
 from som.training import environments, records
 from som.training.policy import Policy
 
 
 # %% The layers, written out
+def affine(params: Any, past: Any, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of an MLP's i-th layer, with its normalisation.
+
+    Args:
+        params: the MLP's kernels and biases, scales and shifts.
+        past: the running statistics, empty if it does not normalise.
+        i: which layer.
+    """
+    layer = params[f"Dense_{i}"]
+    kernel, bias = np.asarray(layer["kernel"]), layer.get("bias", 0.0)
+    if not past:
+        return kernel, np.asarray(bias)
+    norm, seen = params[f"BatchNorm_{i}"], past[f"BatchNorm_{i}"]
+    mean, var = np.asarray(seen["mean"]), np.asarray(seen["var"])
+    scale = np.asarray(norm["scale"]) / np.sqrt(var + EPSILON)
+    shift = np.asarray(norm["bias"]) - mean * scale
+    return scale[:, None] * kernel, np.asarray(bias) + shift @ kernel
+
+
 def layers(
     name: str,
     params: Any,
     num_inputs: int,
     constants: Any = (),
     outputs: int | None = None,
+    past: Any = (),
 ) -> dict[str, np.ndarray]:
     """The affine layers of an `MLP` as arrays with names.
 
     Args:
         name: of the network; every array's name begins with it.
-        params: the MLP's kernels and biases.
+        params: the MLP's.
         num_inputs: how many of its inputs stay inputs.
         constants: values of the inputs after these.
         outputs: how many of its outputs are wanted; None: all.
+        past: its running statistics, if it normalises.
 
     Returns:
         NAME_in_I, a kernel for each input; NAME_bias_0; then NAME_kernel_K
         and NAME_bias_K of the layers K = 1, 2, ...
     """
-    dense = [params[f"Dense_{i}"] for i in range(len(params))]
-    kernels = [np.asarray(layer["kernel"]) for layer in dense]
-    biases = [np.asarray(layer.get("bias", 0.0)) for layer in dense]
+    num = sum(key.startswith("Dense_") for key in params)
+    pairs = [affine(params, past, i) for i in range(num)]
+    kernels, biases = map(list, zip(*pairs, strict=True))
     first = num_inputs + len(constants)
     for i, value in enumerate(constants, num_inputs):
         biases[i] = biases[i] + np.asarray(value) @ kernels[i]
@@ -85,12 +107,25 @@ def layers(
 
 
 # %% Which agents act in one pass
+def first_noise(num: int, size: int, split: bool = True) -> np.ndarray:
+    """The standard normal noise of `policy(s, seed=0)`, [N, A].
+
+    Args:
+        num, size: N and A.
+        split: whether the agent's act splits its key, as the frame's does.
+    """
+    key = jax.random.PRNGKey(0)
+    k_action = jax.random.split(key)[0] if split else key
+    k_noise, _ = jax.random.split(k_action)
+    return np.asarray(jax.random.normal(k_noise, (num, size)))
+
+
 class OnePass(NamedTuple):
     """How an agent's action comes out of one pass of one network."""
 
     form: str  # "step", "squash" or "gauss"; see candidates
     net: dict[str, np.ndarray]  # its layers, named "policy"
-    num: int  # N, of which the best acts; 0: the mean acts
+    noise: np.ndarray  # of N candidates, [N, A]; zero: the mean acts
     log_std: tuple[float, float] = (-np.inf, np.inf)  # its bounds
 
 
@@ -118,7 +153,8 @@ def _(agent, state) -> OnePass:
         {"params": params[f"TimeEmbedding_{i}"]}, jnp.ones(())
     )  # of t and of t - r: both are one
     net = layers("policy", params["MLP_0"], 2, (embed(0), embed(1)))
-    return OnePass("step", net, agent.config.num_particles)
+    noise = first_noise(agent.config.num_particles, agent.action_size)
+    return OnePass("step", net, noise)
 
 
 def twins(agent: Any, critic) -> dict[str, np.ndarray]:
@@ -132,20 +168,17 @@ def twins(agent: Any, critic) -> dict[str, np.ndarray]:
             f"{type(agent).__name__} has a critic of its own kind; one "
             "candidate, without its critic, can be exported"
         )
-    stacked = critic["params"]["VmapMLP_0"]
-    one = lambda j: jax.tree.map(lambda x: x[j], stacked)
-    return layers("q0", one(0), 2, (), 1) | layers("q1", one(1), 2, (), 1)
+    arrays: dict[str, np.ndarray] = {}
+    for j in (0, 1):
+        parts = jax.tree.map(lambda x, j=j: x[j], critic)
+        past = parts.get("batch_stats", {}).get("VmapMLP_0", {})
+        params = parts["params"]["VmapMLP_0"]
+        arrays |= layers(f"q{j}", params, 2, outputs=1, past=past)
+    return arrays
 
 
 # %% All of it as arrays
 ACTIVATIONS = ("gelu", "mish", "relu", "tanh")  # what both players know
-
-
-def first_noise(num: int, size: int) -> np.ndarray:
-    """The standard normal noise of `policy(s, seed=0)`, [N, A]."""
-    k_action, _ = jax.random.split(jax.random.PRNGKey(0))
-    k_noise, _ = jax.random.split(k_action)
-    return np.asarray(jax.random.normal(k_noise, (num, size)))
 
 
 def to_arrays(policy: Policy) -> dict[str, np.ndarray]:
@@ -154,23 +187,22 @@ def to_arrays(policy: Policy) -> dict[str, np.ndarray]:
     Raises:
         ValueError: an agent or an activation that cannot be exported.
     """
-    agent, size = policy.agent, policy.agent.action_size
+    agent = policy.agent
     how, bend = one_pass(agent, policy.state), agent.config.activation
     if bend not in ACTIVATIONS:
         raise ValueError(
             f"activation is {bend!r}; one of {', '.join(ACTIVATIONS)} can "
             "be exported"
         )
-    noise = first_noise(how.num, size) if how.num else np.zeros((1, size))
     numbers = how.net | {
-        "noise": noise,
+        "noise": how.noise,
         "prior_std": getattr(agent, "prior_std", 1.0),
         "reward_scale": agent.config.reward_scale,
         "log_std_bounds": how.log_std,
         "low": policy.low,
         "high": policy.high,
     }
-    if how.num > 1:
+    if len(how.noise) > 1:
         numbers |= twins(agent, policy.state.critic)
     words = {"form": np.array(how.form), "activation": np.array(bend)}
     return words | {k: np.asarray(v, np.float32) for k, v in numbers.items()}

@@ -112,8 +112,8 @@ class Policy:
 
         Args:
             observation: [O] or [B, O].
-            num: N; with the agent's own N, `policy(observation, seed)` is
-                the best of `candidates(observation, N, seed)`.
+            num: N; with the agent's own N, SOM's `policy(observation,
+                seed)` is the best of `candidates(observation, N, seed)`.
             seed: as in act.
 
         Returns:

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from carts import AGENT, config, train
@@ -203,7 +204,7 @@ def test_noise_is_counted_from_the_seed(som):
     assert not np.allclose(*first)
     for count, actions in enumerate(first, 1):
         key = jax.random.PRNGKey(count)
-        expected = som.agent.act(som.state, STATES, key)
+        expected = som.agent.act(som.state, jnp.asarray(STATES), key)
         np.testing.assert_allclose(actions, expected, atol=1e-6)
     som.reset()
     np.testing.assert_array_equal(first, [som.act(STATES) for _ in range(2)])
@@ -240,8 +241,8 @@ def test_candidates_are_what_is_chosen_from(som):
 def test_q_is_in_the_units_of_the_task(som):
     actions = np.float32([[-1, 0], [3, 0.5], [1, 0.25], [99, 0.25]])
     inside = np.float32([[-1, -1], [1, 1], [0, 0], [1, 0]])
-    s = STATES[:4]
-    raw = q_value(som.agent, som.state.critic, s, inside)
+    s = jnp.asarray(STATES[:4])
+    raw = q_value(som.agent, som.state.critic, s, jnp.asarray(inside))
     np.testing.assert_allclose(som.q(s, actions), raw / 0.5, rtol=1e-5)
     assert som.q(STATES[0], actions[0]).shape == ()
     grid = som.q(STATES[0], np.stack([actions] * 5))
