@@ -380,6 +380,14 @@ def gather(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     return [_entry(group) for group in groups.values()]
 
 
+def _together(curves):
+    """The steps at which all were evaluated, and their returns there."""
+    common = [set(steps.tolist()) for steps, _ in curves]
+    steps = sorted(set.intersection(*common)) if common else []
+    kept = [returns[0][np.isin(at, steps)].tolist() for at, returns in curves]
+    return steps, kept
+
+
 def _entry(jobs: list[Job]) -> dict[str, Any]:
     runs, failed, origins = [], {}, []
     for job in jobs:
@@ -393,14 +401,14 @@ def _entry(jobs: list[Job]) -> dict[str, Any]:
         made_by = {k: v for k, v in run["provenance"].items() if k != "date"}
         if made_by not in origins:
             origins.append(made_by)
-    curves = [records.curve_arrays(run) for run in runs]
+    steps, curves = _together([records.curve_arrays(run) for run in runs])
     names = "algo", "env", "profile", "steps"
     return {
         **{name: jobs[0].config[name] for name in names},
         "config": runs[0]["config"] if runs else None,
         "seeds": [run["seeds"][0] for run in runs],
-        "evaluated_at": curves[0][0].tolist() if runs else [],
-        "returns": [returns[0].tolist() for _, returns in curves],
+        "evaluated_at": steps,
+        "returns": curves,
         "wall_seconds": [run["wall_seconds"] for run in runs],
         "made_by": origins,
         "failed": failed,
