@@ -35,6 +35,7 @@ test: lint
 lint: install
 	$(BIN)/python tools/export.py --check
 	$(BIN)/python tools/notebooks.py --check
+	$(BIN)/python tools/readme.py --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -50,6 +51,7 @@ format: install
 
 export: install
 	$(BIN)/python tools/export.py
+	$(BIN)/python tools/readme.py
 
 notebooks: install
 	$(BIN)/python tools/notebooks.py

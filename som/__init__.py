@@ -5,6 +5,7 @@ the names that people use first.
 """
 
 from importlib import import_module
+from pkgutil import walk_packages
 
 from som.agent.actor_critic import AGENTS, make_agent
 from som.training.policy import load
@@ -12,11 +13,8 @@ from som.training.runs import Run, resume, train
 
 __all__ = ["AGENTS", "Run", "load", "make_agent", "resume", "train"]
 
-import_module("som.agent.som")  # these enter their classes in AGENTS
-for name in (
-    "sac", "ppo", "dipo", "qsm", "dacer", "qvpo", "sdac", "dpmd", "mfp", "nclql",
-):  # fmt: skip
-    import_module(f"som.baselines.{name}")
-for name in ("landscapes", "robustness", "choices"):
-    import_module(f"som.studies.{name}")  # enters its studies in STUDIES
-import_module("som.mujoco.speed")  # enters its tables in BENCHMARKS
+# Agents enter their class in AGENTS as they are imported, studies and benchmarks
+# likewise; so every module is imported, and a new one need not be named here.
+for module in walk_packages(__path__, "som."):
+    if module.name != "som.__main__":
+        import_module(module.name)

@@ -4,12 +4,14 @@ import ast
 import importlib
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import export
 import jupytext
 import notebooks
 import pytest
+import readme
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +54,17 @@ def test_package_is_what_the_chapters_export(capsys):
 
 def test_notebooks_are_what_the_chapters_say(capsys):
     assert notebooks.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_results_in_the_readme_are_those_of_the_records(tmp_path, capsys):
+    assert readme.main(["--check"]) == 0, capsys.readouterr().err
+    shutil.copytree(ROOT / "book/results/compared", tmp_path / "book/results/compared")
+    (tmp_path / "book/results/compared/ppo.json").unlink()
+    shutil.copy(ROOT / "README.md", tmp_path)
+    assert readme.main(["--check"], tmp_path) == 1
+    assert readme.main([], tmp_path) == 0 == readme.main(["--check"], tmp_path)
+    rows = (tmp_path / "README.md").read_text().count("\n| ")
+    assert rows == (ROOT / "README.md").read_text().count("\n| ") - 1
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

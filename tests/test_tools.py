@@ -1,6 +1,11 @@
 """The tools that turn chapters into modules, notebooks and pages."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -9,11 +14,14 @@ import browser
 import executed
 import export
 import nbformat
+import new
 import notebooks
 import pytest
 from format_cells import format_chapter
 from jupyter_cache import get_cache
 
+ROOT = Path(__file__).resolve().parents[1]
+TOC = re.compile(r"- file: (\S+)")
 HEADER = """\
 ---
 jupytext:
@@ -119,6 +127,55 @@ def root(tmp_path):
     part.mkdir(parents=True)
     (part / "squares.md").write_text(HEADER + CHAPTER)
     return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["agent", "study"])
+def test_a_new_chapter_passes_as_it_stands(kind, tmp_path, capsys):
+    """In a copy of the project, with a name as long as any."""
+    for part in ("som", "book/baselines", "book/studies", "tests/examples.py"):
+        here, there = ROOT / part, tmp_path / part
+        there.parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if here.is_dir() else shutil.copy
+        copy(here, there)
+    for name in ("_toc.yml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    name = "a_rather_long_name"
+    assert new.main([kind, name], tmp_path) == 0
+    part, chapters = (
+        new.KINDS[kind][0],
+        TOC.findall((tmp_path / "_toc.yml").read_text()),
+    )
+    chapter, tests = f"book/{part}/{name}", f"tests/{part}/test_{name}.py"
+    assert chapters.count(chapter) == 1 and set(chapters) > set(
+        TOC.findall((ROOT / "_toc.yml").read_text())
+    )
+    before = [c for c in chapters[: chapters.index(chapter)] if f"/{part}/" in c]
+    assert {"agent": "book/baselines/nclql", "study": before[-1]}[kind] in before
+    for tool in (export, notebooks):
+        assert tool.main(["--check", str(tmp_path / f"{chapter}.md")], tmp_path) == 0
+    text = (tmp_path / f"{chapter}.md").read_text()
+    assert format_chapter(text) == text and "TITLE" not in text and "NAME" not in text
+    ruff = str(Path(sys.executable).parent / "ruff")
+    pytest_here = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        tests,
+    ]
+    for command in ([ruff, "check"], [ruff, "format", "--check"], pytest_here):
+        paths = [] if command is pytest_here else [tests]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            [*command, *paths], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert new.main([kind, name], tmp_path) == 1
+    assert new.main([kind, "No Name"], tmp_path) == 1
+    said = capsys.readouterr().err
+    assert "is there already" in said and "'No Name' is no name of a module" in said
 
 
 def test_export_writes_the_module_and_its_package(root):

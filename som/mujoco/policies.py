@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.spatial import cKDTree
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from som.agent.actor_critic import candidates, q_value
@@ -144,6 +143,8 @@ def embed(
             f"points has shape [{num}, {size}]; more than {PERPLEXITY} "
             "points of at least 2 coordinates are wanted"
         )
+    from sklearn.manifold import TSNE  # takes a second: not with the rest
+
     method = TSNE(perplexity=PERPLEXITY, max_iter=500, random_state=seed)
     with threadpool_limits(1):
         return method.fit_transform(np.asarray(points, np.float32))

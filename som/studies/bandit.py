@@ -7,6 +7,7 @@ __all__ = [
     "query",
     "KnownCritic",
     "with_known_critic",
+    "as_key",
     "Sampler",
     "check_reward",
     "CHUNK",
@@ -18,6 +19,7 @@ __all__ = [
 ]
 
 # %% Imports
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -97,6 +99,24 @@ def with_known_critic(agent, reward: Reward):
 
 
 # %% Fit
+def as_key(key) -> jax.Array:
+    """A random key, or the key that a whole number stands for.
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(key, jax.Array | np.ndarray):
+        if key.ndim or jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return jnp.asarray(key)
+    try:
+        return jax.random.PRNGKey(operator.index(key))
+    except TypeError:
+        raise ValueError(
+            f"the key is {key!r}; wanted is a whole number or a random key "
+            "such as jax.random.PRNGKey(0)"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Sampler:
     """What fit has learned: a map from noise [n, 2] to actions [n, 2]."""
@@ -106,7 +126,8 @@ class Sampler:
 
     def prior(self, key, num: int) -> Float[Array, "n 2"]:
         """Noise as the agent draws it."""
-        return self.agent.prior_std * jax.random.normal(key, (num, 2))
+        shape = (num, 2)
+        return self.agent.prior_std * jax.random.normal(as_key(key), shape)
 
     def path(self, noise, key=None) -> Float[Array, "T n 2"]:
         """Every point on the way from noise to action; the last in the box.
@@ -116,7 +137,7 @@ class Sampler:
             key: random key of policies that add noise on the way; by
                 default one and the same.
         """
-        key = jax.random.PRNGKey(0) if key is None else key
+        key = as_key(0 if key is None else key)
         policy = self.agent.acting_policy(self.state)
         way = _transport(self.agent, policy, jnp.asarray(noise), key)
         return way.at[-1].set(jnp.clip(way[-1], -1, 1))
@@ -162,23 +183,35 @@ def _transport(agent, policy, noise, key):
     return agent.transport(policy, noise, jnp.zeros((len(noise), 1)), key)
 
 
-def check_reward(reward: Reward) -> None:
+def check_reward(reward: Reward, num: int = 1000) -> None:
     """Refuse a function that is not a reward over the square.
 
+    Args:
+        reward: maps actions [..., 2] to [...].
+        num: actions to try.
+
     Raises:
-        ValueError: not one finite number for each action.
+        ValueError: not one finite number for each action, or not JAX.
     """
     actions = jax.random.uniform(
-        jax.random.PRNGKey(0), (1000, 2), minval=-1, maxval=1
+        jax.random.PRNGKey(0), (num, 2), minval=-1, maxval=1
     )
     value = np.asarray(reward(actions))
-    if value.shape != (1000,):
+    if value.shape != (num,):
         raise ValueError(
-            f"the reward maps actions of shape (1000, 2) to {value.shape}; "
-            "one number for each action is wanted: (1000,)"
+            f"the reward maps actions of shape {(num, 2)} to {value.shape}; "
+            f"one number for each action is wanted: {(num,)}"
         )
+    try:
+        jax.eval_shape(reward, actions)
+    except jax.errors.JAXTypeError:
+        raise ValueError(
+            "JAX cannot trace the reward, which computes with NumPy or asks "
+            "for a value by `if`; jax.numpy and jnp.where are wanted"
+        ) from None
     if not np.all(np.isfinite(value)):
-        where = np.asarray(actions)[~np.isfinite(value)][0].round(3).tolist()
+        wrong = np.asarray(actions, float)[~np.isfinite(value)][0]
+        where = wrong.round(3).tolist()
         raise ValueError(
             f"the reward of action {where} is not finite; a finite number "
             "for every action in [-1, 1]^2 is wanted"
@@ -211,7 +244,7 @@ def fit_seeds(
     algo: str,
     reward: Reward,
     keys,
-    steps: int,
+    steps: int | float,
     profile: str | None = None,
     noise: float = 0.0,
     known: bool = False,
@@ -223,8 +256,8 @@ def fit_seeds(
 
     Args:
         algo: key of som.AGENTS.
-        reward: maps actions [..., 2] in [-1, 1]^2 to [...].
-        keys: random keys [S, 2].
+        reward: maps actions [..., 2] in [-1, 1]^2 to [...], in jax.numpy.
+        keys: random keys [S, 2], or S whole numbers.
         steps: updates.
         profile: of the agent's settings; by default `bandit` if it has
             one, else `laptop`, with tau 0.01.
@@ -242,8 +275,9 @@ def fit_seeds(
         FloatingPointError: training diverged.
     """
     check_reward(reward)
-    if not steps >= 1:
+    if not 1 <= steps < float("inf"):
         raise ValueError(f"steps is {steps}; at least 1 is wanted")
+    keys = jnp.stack([as_key(key) for key in keys])
     settings = {"discount": 0.0, "reward_scale": 1.0} | overrides
     kind = AGENTS[closest(algo, AGENTS, "algorithm")]
     if kind.on_policy:
@@ -262,13 +296,14 @@ def fit_seeds(
     state = state._replace(step=state.step[0])
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     done = 0
-    while done < steps:
-        chunk = min(CHUNK, steps - done)
+    while done < int(steps):
+        chunk = min(CHUNK, int(steps) - done)
         state, metrics = advance(
             agent, reward, noise, on_policy, state, keys, chunk
         )
         done += chunk
         if not all(np.all(np.isfinite(m)) for m in metrics.values()):
+            check_reward(reward, 10**6)
             raise FloatingPointError(f"{algo} diverged at update {done}")
         if progress:
             progress(done)
@@ -277,12 +312,14 @@ def fit_seeds(
     return [Sampler(agent, pick(i)) for i in range(len(keys))]
 
 
-def fit(algo: str, reward: Reward, key, steps: int, **options) -> Sampler:
+def fit(
+    algo: str, reward: Reward, key, steps: int | float, **options
+) -> Sampler:
     """Train an agent on a reward over the square.
 
     Args:
         algo, reward, steps, options: as in fit_seeds.
-        key: random key.
+        key: random key, or a whole number.
 
     Returns:
         The map from noise [n, 2] to actions [n, 2] that was learned.
@@ -290,7 +327,7 @@ def fit(algo: str, reward: Reward, key, steps: int, **options) -> Sampler:
     Raises:
         ValueError, FloatingPointError: as in fit_seeds.
     """
-    return fit_seeds(algo, reward, key[None], steps, **options)[0]
+    return fit_seeds(algo, reward, [key], steps, **options)[0]
 
 
 # %% Counting

@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from som.agent.actor_critic import AGENTS, closest
-from som.training import environments, loop, runs, sweep
+from som.training import environments, loop, runs, settings, sweep
 from som.training.film import film
 from som.training.policy import evaluate, load
 from som.training.records import (
@@ -469,6 +469,29 @@ def _benchmark(args: argparse.Namespace) -> None:
         print(f"written to {args.json}")
 
 
+# %% What can be set
+def _settings_list(args: argparse.Namespace) -> None:
+    settings.show(args.algo, args.profile)
+
+
+def _add_settings(commands: Any) -> None:
+    command = commands.add_parser(
+        "settings",
+        help="list every setting with its meaning",
+        description="List every setting of an algorithm and of its loop: "
+        "its value in a profile and in the profile paper, and its meaning.",
+    )
+    command.set_defaults(run=_settings_list)
+    command.add_argument(
+        "--algo", default="som", metavar="NAME",
+        help=f"algorithm, one of {', '.join(AGENTS)} (default: som)",
+    )  # fmt: skip
+    command.add_argument(
+        "--profile", default="laptop", metavar="NAME",
+        help="set of hyper-parameters (default: laptop)",
+    )  # fmt: skip
+
+
 # %% Studies
 STUDIES: dict[str, Any] = {}  # by name; see the chapters on studies
 
@@ -755,6 +778,7 @@ def parser() -> argparse.ArgumentParser:
                        help="also write the results there, with their "
                        "provenance (default: not written)")  # fmt: skip
     bench.set_defaults(run=_benchmark)
+    _add_settings(commands)
     _add_study(commands)
     return top
 

@@ -9,6 +9,7 @@ from examples import Climber
 from som.agent.actor_critic import AGENTS, make_agent
 from som.studies import bandit
 from som.studies.bandit import (
+    check_reward,
     fit,
     fit_seeds,
     noise_grid,
@@ -95,11 +96,37 @@ def test_slope_is_climbed():
         (lambda a: a, r"\(1000, 2\); one number for each action"),
         (lambda a: jnp.sum(a), r"to \(\); one number"),
         (lambda a: jnp.log(a[..., 0]), r"reward of action \[.*\] is not finite"),
+        (lambda a: np.cos(a[..., 0]), "JAX cannot trace the reward"),
+        (lambda a: a[..., 0] if jnp.all(a < 2) else a[..., 1], "asks for a value by"),
     ],
 )
 def test_bad_rewards_get_one_sentence(reward, sentence):
     with pytest.raises(ValueError, match=sentence):
         fit("climber", reward, KEY, 10, **TINY)
+
+
+def test_a_small_region_that_is_not_finite_is_found():
+    """The check before training cannot see it; the queries run into it."""
+
+    def hole(a):
+        return jnp.where(jnp.linalg.norm(a - 0.5, axis=-1) > 0.02, a[..., 0], jnp.nan)
+
+    check_reward(hole)
+    options = TINY | {"batch_size": 256}
+    with pytest.raises(ValueError, match=r"action \[0\.\d+, 0\.\d+\] is not finite"):
+        fit("climber", hole, KEY, 100, **options)
+
+
+def test_whole_numbers_are_keys():
+    by_key = fit("climber", slope, jax.random.PRNGKey(3), 10, **TINY)
+    by_number = fit("climber", slope, 3, 1e1, **TINY)
+    noise = by_key.prior(jax.random.PRNGKey(5), 4)
+    np.testing.assert_array_equal(noise, by_number.prior(np.int64(5), 4))
+    np.testing.assert_array_equal(by_key(noise), by_number(noise))
+    np.testing.assert_array_equal(by_key.path(noise, 0), by_key.path(noise))
+    for wrong in (0.5, "0", None):
+        with pytest.raises(ValueError, match=r"the key is .*whole number"):
+            fit("climber", slope, wrong, 10, **TINY)
 
 
 def test_other_bad_input():
