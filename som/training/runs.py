@@ -160,7 +160,7 @@ def evaluation_is_due(trainer: Trainer, last_steps: int) -> bool:
 
 def evaluation_seconds(curve: list[dict[str, Any]]) -> float:
     """Seconds that the evaluations of a curve have taken."""
-    return sum(point.get("evaluation_seconds", 0.0) for point in curve)
+    return sum((point.get("evaluation_seconds", 0.0) for point in curve), 0.0)
 
 
 def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
