@@ -139,7 +139,7 @@ def first_line(config: dict[str, Any]) -> str:
         f"{count} seed{'s' * (count > 1)}"
     )
     usual = schedule(AGENTS[config["algo"]], config["profile"]).warmup
-    if warmup < usual:
+    if warmup < usual and warmup == config["steps"] // 2:  # not by hand
         line += f", warm-up {warmup:,} steps (in longer runs {usual:,})"
     return line
 
@@ -195,7 +195,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]  # a cut line is not a row
-    return list(csv.DictReader(io.StringIO(whole)))
+    return list(csv.DictReader(io.StringIO(whole), restval=""))
 
 
 class Table:

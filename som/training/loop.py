@@ -11,6 +11,7 @@ __all__ = [
     "schedule",
     "defaults",
     "make_config",
+    "restore_loop",
     "seed_numbers",
     "shortened",
     "INIT",
@@ -66,8 +67,6 @@ class LoopConfig:
     checkpoint_seconds: float = 300.0  # between two checkpoints; inf: none
 
     def __post_init__(self):
-        if self.checkpoint_seconds is None:  # JSON has no infinity
-            object.__setattr__(self, "checkpoint_seconds", float("inf"))
         for f in fields(self):
             value, count = getattr(self, f.name), f.type is int
             least = 0 if f.name == "warmup" else 1 if count else 1e-9
@@ -174,6 +173,14 @@ def make_config(
         "loop": asdict(loop),
     }
     return records.as_json(config)
+
+
+def restore_loop(stored: dict[str, Any]) -> LoopConfig:
+    """A schedule from JSON, which has null where a number is infinite."""
+    inf = float("inf")
+    return LoopConfig(
+        **{k: inf if v is None else v for k, v in stored.items()}
+    )
 
 
 def seed_numbers(seeds) -> list[int]:
@@ -326,7 +333,7 @@ class Trainer:
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
-        self.loop = LoopConfig(**config["loop"])
+        self.loop = restore_loop(config["loop"])
         self.seeds = tuple(config["seeds"])
         self.envs = [
             environments.make(config["env"], self.loop.num_envs, seed)

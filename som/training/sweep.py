@@ -199,7 +199,7 @@ def steps_saved(job: Job) -> int:
     path = job.folder / "checkpoint.npz"
     if not path.exists():
         return 0
-    schedule = loop.LoopConfig(**job.config["loop"])
+    schedule = loop.restore_loop(job.config["loop"])
     chunk = schedule.vector_steps * schedule.num_envs
     return min(steps, records.read_metadata(path)["chunk"] * chunk)
 
