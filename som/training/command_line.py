@@ -6,6 +6,7 @@ Exported by tools/export.py from book/training/command_line.md; edit the chapter
 __all__ = [
     "count",
     "seed_list",
+    "assignment",
     "override",
     "names",
     "medians",
@@ -135,6 +136,27 @@ def _convert(value: Any, hint: Any) -> Any:
     raise ValueError
 
 
+def assignment(text: str) -> tuple[str, Any]:
+    """Read `field=value`, such as an argument of a task.
+
+    Args:
+        text: what was typed.
+
+    Returns:
+        The field's name, and its value: a Python literal, or else the text.
+
+    Raises:
+        ValueError: there is no `=`.
+    """
+    field, sign, given = (part.strip() for part in text.partition("="))
+    if not sign:
+        raise ValueError(f"{text!r} is not of the form field=value.")
+    try:
+        return field, ast.literal_eval(given)
+    except (ValueError, SyntaxError):
+        return field, given
+
+
 def override(text: str, *configs: Any) -> tuple[str, Any]:
     """Read one `field=value` for one of some configurations.
 
@@ -148,16 +170,10 @@ def override(text: str, *configs: Any) -> tuple[str, Any]:
     Raises:
         ValueError: no such field, or a value of another type.
     """
-    field, sign, given = (part.strip() for part in text.partition("="))
+    field, value = assignment(text)
     owners = {f.name: c for c in configs for f in dataclasses.fields(c)}
-    if not sign:
-        raise ValueError(f"{text!r} is not of the form field=value.")
     config = owners[closest(field, owners, "setting")]
     hint = typing.get_type_hints(type(config))[field]
-    try:
-        value = ast.literal_eval(given)
-    except (ValueError, SyntaxError):
-        value = given
     try:
         return field, _convert(value, hint)
     except ValueError:
@@ -165,7 +181,8 @@ def override(text: str, *configs: Any) -> tuple[str, Any]:
         if typing.get_args(hint):
             wanted = str(hint).replace("typing.", "")
         raise ValueError(
-            f"{field} is {given!r}; wanted is {wanted}, "
+            f"{field} is {text.partition('=')[2].strip()!r}; "
+            f"wanted is {wanted}, "
             f"such as {getattr(config, field)!r}."
         ) from None
 
@@ -243,9 +260,11 @@ def _filming(line: ProgressLine, out: Path, every: int | None) -> Any:
 def _train(args: argparse.Namespace) -> None:
     configs = loop.defaults(args.algo, args.profile)
     given = dict(override(text, *configs) for text in args.overrides)
+    kwargs = dict(map(assignment, args.env_kwargs))
     wanted = loop.make_config(
-        args.algo, args.env, args.steps, args.seeds, args.profile, given
-    )
+        args.algo, environments.Task(args.env, kwargs), args.steps,
+        args.seeds, args.profile, given,
+    )  # fmt: skip
     usual = (args.algo, args.profile) == ("som", "laptop")
     name = args.env if usual else f"{args.env}-{args.algo}-{args.profile}"
     out = Path(args.out or f"runs/{name}")
@@ -259,7 +278,7 @@ def _train(args: argparse.Namespace) -> None:
         runs.train(
             args.algo, args.env, args.steps, args.seeds, args.profile,
             out, _filming(line, out, args.film_every), args.time_limit,
-            args.log, **given,
+            args.log, kwargs, **given,
         )  # fmt: skip
     _report(out)
 
@@ -300,9 +319,11 @@ def _sweep(args: argparse.Namespace) -> None:
     envs = list(environments.TASKS) if args.envs == ["all"] else args.envs
     known = [c for algo in algos for c in loop.defaults(algo, args.profile)]
     given = dict(override(text, *known) for text in args.overrides)
+    kwargs = dict(map(assignment, args.env_kwargs))
     jobs = sweep.plan(
-        algos, envs, args.seeds, args.out, args.steps, args.profile, **given
-    )
+        algos, envs, args.seeds, args.out, args.steps, args.profile, kwargs,
+        **given,
+    )  # fmt: skip
     ended = sum(map(sweep.has_ended, jobs))
     print(f"{len(jobs)} runs, {ended} of them ended before")
     total = sum(job.config["steps"] for job in jobs)
@@ -325,7 +346,7 @@ def _sweep(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     policy = load(args.path, args.index)
     returns = np.asarray(
-        evaluate(policy, policy.env_id, args.episodes, args.seed)
+        evaluate(policy, episodes=args.episodes, seed=args.seed)
     )
     mean, low, high = mean_ci(returns)
     print(f"{policy.algo} on {policy.env_id}, {len(returns)} episodes:")
@@ -541,9 +562,10 @@ def _add_train(commands: Any) -> None:
         "--env",
         default="HalfCheetah-v4",
         metavar="ID",
-        help="Gymnasium task with continuous actions "
-        "(default: HalfCheetah-v4)",
+        help="Gymnasium task with continuous actions; module:ID imports "
+        "a module first (default: HalfCheetah-v4)",
     )
+    _add_env_kwargs(train)
     option(
         "--steps",
         type=count,
@@ -592,8 +614,9 @@ def _add_sweep(commands: Any) -> None:
            help=f"algorithms with commas, of {', '.join(AGENTS)}; or all "
            "(default: all)")  # fmt: skip
     option("--envs", type=names, default=["all"], metavar="IDS",
-           help="Gymnasium tasks with commas; or all, the paper's nine "
-           "(default: all)")  # fmt: skip
+           help="Gymnasium tasks with commas, also as module:ID; or all, "
+           "the paper's nine (default: all)")  # fmt: skip
+    _add_env_kwargs(command)
     option("--seeds", type=seed_list, default=tuple(range(5)),
            metavar="SEEDS", help="a number of seeds, or the seeds themselves "
            "with commas; one run each (default: 5)")  # fmt: skip
@@ -618,6 +641,13 @@ def _add_sweep(commands: Any) -> None:
     option("--set", action="append", default=[], metavar="FIELD=VALUE",
            dest="overrides", help="change one field of every algorithm "
            "that has it; may be repeated (default: none)")  # fmt: skip
+
+
+def _add_env_kwargs(command: Any) -> None:
+    command.add_argument(
+        "--env-kwargs", action="append", default=[], metavar="FIELD=VALUE",
+        help="one argument of the task; may be repeated (default: none)",
+    )  # fmt: skip
 
 
 def _add_steering(command: Any) -> None:
@@ -828,6 +858,13 @@ def _interrupted(args: argparse.Namespace | None) -> str:
     )
 
 
+def _find_own_modules() -> None:
+    """Look for modules in the current folder, as `python -m som` does."""
+    here = os.getcwd()
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `som`.
 
@@ -845,6 +882,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # ffmpeg is started by a fork that runs nothing of JAX's threads.
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
     try:
+        _find_own_modules()
         args = parser().parse_args(argv)
         args.run(args)
         return 0

@@ -8,6 +8,7 @@ __all__ = [
     "rescale",
     "Task",
     "as_task",
+    "recorded",
     "TaskError",
     "restore_physics",
     "restore_object",
@@ -22,12 +23,12 @@ __all__ = [
     "LONGEST",
     "Environments",
     "make",
-    "render_env",
 ]
 
 import copy
 import difflib
 import importlib
+import inspect
 import json
 import os
 import re
@@ -142,6 +143,18 @@ def _name(call):
 def as_task(env: Any) -> Task:
     """The task that is meant by a Task, an id or a factory."""
     return env if isinstance(env, Task) else Task(env)
+
+
+def recorded(config: Mapping[str, Any]) -> Task:
+    """The task of a run's config.json, or of a policy's metadata.
+
+    Args:
+        config: has "env", its name, and "env_kwargs" where there are any.
+
+    Raises:
+        KeyError: it has no "env".
+    """
+    return Task(config["env"], config.get("env_kwargs", {}))
 
 
 class TaskError(ValueError):
@@ -370,7 +383,7 @@ def make_one(env: Any, paper_physics: bool = True, **kwargs) -> gym.Env:
     made: Any = None
     try:
         with _blame(f"cannot make {task.name!r}"):
-            made = make(**task.kwargs, **kwargs)
+            made = make(**{**task.kwargs, **kwargs})
             if not isinstance(made, gym.Env):
                 raise TypeError(f"{made!r} is no gymnasium.Env")
             for wrapper in task.wrappers:
@@ -743,6 +756,7 @@ class Environments:
         self, env: Any, engine: Plain | Batched, num_envs: int, seed: int
     ):
         one: Any = engine.env
+        self.env = one  # the first copy
         self.task, self.num_envs, self.seed = as_task(env), num_envs, seed
         self.env_id = self.task.name
         self.observation_size = one.observation_space.shape[0]
@@ -837,13 +851,18 @@ class Environments:
             TaskError: it cannot be drawn.
         """
         with _blame(f"cannot draw {self.env_id}"):
-            frame = np.asarray(self._engine.env.render())
+            frame = np.asarray(self.env.render())
         if frame.ndim != 3 or frame.shape[2] != 3:
             raise TaskError(
                 f"{self.env_id} drew {list(frame.shape)}: a picture of "
                 "shape [H, W, 3] is wanted"
             )
         return frame
+
+    @property
+    def fps(self) -> float:
+        """Pictures a second; 30 where the task does not say."""
+        return float((self.env.metadata or {}).get("render_fps") or 30)
 
     def close(self) -> None:
         """Close every copy; nothing else can be done afterwards."""
@@ -934,8 +953,39 @@ def _has_rules(task):
     return bool(_is_robot(spec, {}) and not changed)
 
 
+def _takes(call, name):
+    """Whether a function or class can be called with an argument."""
+    try:
+        inspect.signature(call).bind_partial(**{name: None})
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _drawing(task, width, height):
+    """The arguments with which a task draws, of this size if it can."""
+    by_id = isinstance(task.env, str)
+    mode: dict[str, Any] = {}
+    if by_id or _takes(task.env, "render_mode"):
+        mode = {"render_mode": "rgb_array"}
+    one: Any = make_one(task, **mode)
+    one.close()
+    if one.render_mode != "rgb_array":
+        raise ValueError(
+            f"{task.name} draws nothing: an environment with the "
+            f"render_mode 'rgb_array' is wanted, not {one.render_mode!r}"
+        )
+    maker = type(one.unwrapped) if by_id else task.env
+    sized = isinstance(one.unwrapped, MujocoEnv) and _takes(maker, "width")
+    return mode | ({"width": width, "height": height} if sized else {})
+
+
 def make(
-    env: Any, num_envs: int, seed: int, threads: int = 0
+    env: Any,
+    num_envs: int,
+    seed: int,
+    threads: int = 0,
+    picture: tuple[int, int] | None = None,
 ) -> Environments:
     """Make copies of a task; Gymnasium's v4 robots get the paper's physics.
 
@@ -945,13 +995,15 @@ def make(
         num_envs: number of copies, `E`.
         seed: non-negative integer from which every episode's seed derives.
         threads: threads for the physics; 0 means one per core.
+        picture: for `render`, width and height in pixels; only MuJoCo's
+            tasks heed them.
 
     Returns:
         The environments; `reset` comes before the first `step`.
 
     Raises:
         ValueError: an unknown id, unsuitable spaces, no copies, a negative
-            seed or number of threads.
+            seed or number of threads, a picture of what cannot be drawn.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs is {num_envs}: at least 1 is wanted")
@@ -959,40 +1011,12 @@ def make(
         raise ValueError(f"seed is {seed}: at least 0 is wanted")
     if threads < 0:
         raise ValueError(f"threads is {threads}: at least 0 is wanted")
-    task = as_task(env)
-    engine = Batched if _has_rules(task) else Plain
-    threads = threads or os.cpu_count() or 1
-    return Environments(task, engine(task, num_envs, threads), num_envs, seed)
-
-
-# %% One to look at
-def render_env(
-    env_id: str, seed: int, width: int = 480, height: int = 480
-) -> gym.Env:
-    """Make one environment that draws itself, for a video.
-
-    Args:
-        env_id: as for `make`.
-        seed: non-negative integer; fixes the episodes from the first
-            `reset()` on.
-        width: of a frame, in pixels; only MuJoCo's tasks heed it.
-        height: of a frame, in pixels; only MuJoCo's tasks heed it.
-
-    Returns:
-        A Gymnasium environment with `render_mode="rgb_array"`, the physics
-        of `make`, and actions in [-1, 1].
-
-    Raises:
-        ValueError: an unknown id or unsuitable spaces.
-    """
-    env: Any = make_one(env_id, render_mode="rgb_array")
-    if isinstance(env.unwrapped, MujocoEnv):
-        size: dict[str, Any] = {"width": width, "height": height}
-        env = make_one(env_id, render_mode="rgb_array", **size)
-    low, high = env.action_space.low, env.action_space.high
-    env.unwrapped.np_random = gym.utils.seeding.np_random(seed)[0]
-    return gym.wrappers.TransformAction(
-        env,
-        lambda action: rescale(action, low, high),
-        gym.spaces.Box(-1, 1, env.action_space.shape, np.float32),
-    )
+    task, threads = as_task(env), threads or os.cpu_count() or 1
+    engine: Plain | Batched
+    if picture:
+        drawing = _drawing(task, *picture)
+        engine = Plain(task, num_envs, threads, **drawing)
+    else:
+        kind = Batched if _has_rules(task) else Plain
+        engine = kind(task, num_envs, threads)
+    return Environments(task, engine, num_envs, seed)

@@ -64,25 +64,22 @@ def choose_renderer() -> None:
 
 # %% Frame by frame
 def _frames(
-    policy: Any, env: Any, episodes: int, seconds: float, returns: list[float]
+    policy: Any,
+    envs: Any,
+    episodes: int,
+    seconds: float,
+    returns: list[float],
 ) -> Iterator[np.ndarray]:
     """Pictures of the policy at work; appends each finished return."""
-    left = None
-    if not episodes:
-        left = max(1, round(seconds * env.metadata["render_fps"]))
-    observation, total = env.reset()[0], 0.0
-    while left is None or left > 0:
-        yield env.render()
-        left = None if left is None else left - 1
-        action = policy(np.asarray(observation, np.float32))
-        # The policy acts in the task's own units, as the inner task does.
-        observation, reward, ended, cut, _ = env.env.step(action)
-        total += float(reward)
-        if ended or cut:
-            returns.append(total)
-            if left is None and len(returns) == episodes:
-                return
-            observation, total = env.reset()[0], 0.0
+    left = max(1, round(seconds * envs.fps))
+    observation = envs.reset()
+    while len(returns) < episodes if episodes else left > 0:
+        yield envs.render()
+        left -= 1
+        step = envs.step(policy.act(observation))
+        observation = step.observation
+        if step.terminated[0] or step.truncated[0]:
+            returns.append(float(step.episode_return[0]))
 
 
 def film(
@@ -93,23 +90,26 @@ def film(
     width: int = 480,
     height: int = 480,
     seed: int = 0,
+    env: Any = None,
 ) -> list[float]:
     """Film a policy at the task's own speed.
 
     Args:
-        policy: what `som.load` returns.
+        policy: what `som.load` returns; its `act` and `task` are used.
         path: the film, ending in .mp4 or .gif.
         seconds: length in the task's own time, if `episodes` is 0.
         episodes: whole episodes to film, instead of seconds.
         width: of the picture, in pixels, even.
         height: of the picture, in pixels, even.
-        seed: of the first episode.
+        seed: as in `evaluate`, of which the first episode is filmed.
+        env: an id, factory or Task; None is the policy's own.
 
     Returns:
         The returns of the episodes that ended.
 
     Raises:
         ValueError: another ending, an odd size, or nothing can draw.
+        environments.TaskError: the task fails, or draws no picture.
     """
     path = Path(path)
     options: dict[str, Any] = {
@@ -125,22 +125,24 @@ def film(
         )
     if not episodes and not 0 < seconds < float("inf"):
         raise ValueError(f"a film of {seconds} seconds cannot be made.")
-    env = environments.render_env(policy.env_id, seed, width, height)
-    if isinstance(env.unwrapped, MujocoEnv):
-        choose_renderer()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    task = policy.task if env is None else env
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     returns: list[float] = []
+    picture = width, height
     try:
-        fps = env.metadata["render_fps"]
-        options[".gif"]["duration"] = 1000 / fps
-        options[".mp4"]["fps"] = fps
-        writer: Any = imageio.get_writer(unfinished, **options[path.suffix])
-        with writer:
-            for frame in _frames(policy, env, episodes, seconds, returns):
-                writer.append_data(frame)
+        with environments.make(task, 1, seed, picture=picture) as envs:
+            if isinstance(envs.env.unwrapped, MujocoEnv):
+                choose_renderer()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            options[".gif"]["duration"] = 1000 / envs.fps
+            options[".mp4"]["fps"] = envs.fps
+            pictures = _frames(policy, envs, episodes, seconds, returns)
+            kind = options[path.suffix]
+            writer: Any = imageio.get_writer(unfinished, **kind)
+            with writer:
+                for frame in pictures:
+                    writer.append_data(frame)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-        env.close()
     return returns

@@ -34,6 +34,7 @@ __all__ = [
 # %% Imports
 import operator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -139,12 +140,13 @@ def defaults(algo: str, profile: str) -> tuple[Any, LoopConfig]:
 
 
 def make_config(
-    algo: str, env: str, steps, seeds, profile: str, overrides: dict[str, Any]
+    algo: str, env: Any, steps, seeds, profile: str, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """What config.json holds: a run's settings, checked and sorted by owner.
 
     Args:
-        algo, env, steps, seeds, profile: as in train.
+        algo, steps, seeds, profile: as in train.
+        env: an id, a factory or a Task.
         overrides: fields of the agent's config or of LoopConfig.
 
     Raises:
@@ -163,9 +165,11 @@ def make_config(
     loop = replace(usual, **shortened(usual, steps) | given)
     if not AGENTS[algo].on_policy:
         _check_it_learns(loop, steps)
+    task = environments.as_task(env)
     config = {
         "algo": algo,
-        "env": env,
+        "env": task.name,
+        **({"env_kwargs": task.kwargs} if task.kwargs else {}),
         "steps": steps,
         "seeds": seeds,
         "profile": profile,
@@ -329,18 +333,30 @@ class Trainer:
 
     Args:
         config: what make_config returns.
+        task: what its environments are made of, if a program makes them.
     """
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], task: Any = None):
         self.config = config
+        self.task = task or environments.recorded(config)
         self.loop = restore_loop(config["loop"])
         self.seeds = tuple(config["seeds"])
-        self.envs = [
-            environments.make(config["env"], self.loop.num_envs, seed)
-            for seed in self.seeds
-        ]
+        num, self.envs = self.loop.num_envs, []
+        with ExitStack() as opened:
+            for seed in self.seeds:
+                envs = environments.make(self.task, num, seed)
+                self.envs.append(opened.enter_context(envs))
+            self._begin()
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        """Close the environments, and end the learner's thread."""
+        self.learner.shutdown()
+        self._opened.close()
+
+    def _begin(self):
         sizes = self.envs[0].observation_size, self.envs[0].action_size
-        self.agent = restore_agent(config, *sizes)
+        self.agent = restore_agent(self.config, *sizes)
         self.keys = jnp.stack([jax.random.PRNGKey(s) for s in self.seeds])
         self.state = init_seeds(self.agent, self.seeds)
         self.chunk, self.seconds = 0, 0.0
@@ -392,7 +408,7 @@ class Trainer:
         return Policy(
             self.agent,
             self.state if state is None else state,
-            env.env_id,
+            self.task,
             env.action_low,
             env.action_high,
             index,

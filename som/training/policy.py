@@ -49,13 +49,14 @@ class Policy:
     Args:
         agent: the algorithm.
         state: agent states [S, ...], of which one seed is used.
-        env_id: the task it was trained on.
+        env: the task it was trained on; an id, a factory or a Task.
         low, high: the task's action bounds, [A].
         index: which seed.
     """
 
-    def __init__(self, agent, state, env_id: str, low, high, index: int = 0):
-        self.agent, self.env_id = agent, env_id
+    def __init__(self, agent, state, env: Any, low, high, index: int = 0):
+        self.agent, self.task = agent, environments.as_task(env)
+        self.env_id = self.task.name
         self.algo = next(k for k, v in AGENTS.items() if isinstance(agent, v))
         state = acting(agent, state)
         self.state = jax.tree.map(
@@ -172,7 +173,14 @@ class Policy:
         return np.array([self.seed, self.calls], np.uint32)
 
     def _observed(self, observation) -> np.ndarray:
-        observation = np.asarray(observation, np.float32)
+        try:
+            observation = np.asarray(observation, np.float32)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"observation is a {type(observation).__name__}; an array "
+                "of numbers is wanted (of a dictionary or tuple, "
+                "gymnasium.spaces.flatten makes one)"
+            ) from None
         size = self.agent.observation_size
         if observation.ndim not in (1, 2) or observation.shape[-1] != size:
             raise ValueError(
@@ -228,13 +236,13 @@ def _q(agent, state, observation, action):
 
 # %% Evaluation
 def evaluate(
-    policy: Policy, env: str, episodes: int = 20, seed: int = 0
+    policy: Policy, env: Any = None, episodes: int = 20, seed: int = 0
 ) -> np.ndarray:
     """Undiscounted returns of whole episodes, without exploration noise.
 
     Args:
         policy: what to evaluate.
-        env: task id.
+        env: an id, factory or Task; None is the policy's own.
         episodes: number of episodes, run side by side.
         seed: seed of the environments.
 
@@ -243,17 +251,19 @@ def evaluate(
 
     Raises:
         ValueError: no episodes, or an unknown task.
+        environments.TaskError: the task fails.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; at least 1 is wanted")
-    envs = environments.make(env, episodes, seed)
     policy.reset()
     returns = np.full(episodes, np.nan)
-    observation = envs.reset()
-    while np.isnan(returns).any():
-        step = envs.step(policy.act(observation))
-        observation = step.observation
-        returns = np.where(np.isnan(returns), step.episode_return, returns)
+    task = policy.task if env is None else env
+    with environments.make(task, episodes, seed) as envs:
+        observation = envs.reset()
+        while np.isnan(returns).any():
+            step = envs.step(policy.act(observation))
+            observation, new = step.observation, step.episode_return
+            returns = np.where(np.isnan(returns), new, returns)
     return returns
 
 
@@ -275,12 +285,12 @@ def rollout_states(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least 1 is wanted")
-    envs = environments.make(policy.env_id, 1, seed)
     policy.reset()  # the same rollout every time
-    observation, seen = envs.reset(), []
-    for _ in range(steps):
-        seen.append(observation[0])
-        observation = envs.step(policy.act(observation)).observation
+    with environments.make(policy.task, 1, seed) as envs:
+        observation, seen = envs.reset(), []
+        for _ in range(steps):
+            seen.append(observation[0])
+            observation = envs.step(policy.act(observation)).observation
     return np.stack(seen)
 
 
@@ -337,8 +347,8 @@ def save_policy(
         "low": np.float32(low),
         "high": np.float32(high),
     }
-    names = ("algo", "env", "seeds", "profile", "agent")
-    metadata = {name: config[name] for name in names}
+    names = ("algo", "env", "env_kwargs", "seeds", "profile", "agent")
+    metadata = {name: config[name] for name in names if name in config}
     metadata["observation_size"] = agent.observation_size
     metadata["action_size"] = agent.action_size
     records.save(path, tree, metadata)
@@ -365,8 +375,11 @@ def load(path, index: int = 0) -> Policy:
             f"index is {index}; the policy has {len(seeds)} seed(s), "
             "counted from 0"
         )
-    bounds, env_id = (tree["low"], tree["high"]), metadata["env"]
-    return Policy(agent, tree["state"], env_id, *bounds, index)
+    bounds, task = (
+        (tree["low"], tree["high"]),
+        environments.recorded(metadata),
+    )
+    return Policy(agent, tree["state"], task, *bounds, index)
 
 
 def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -388,7 +401,7 @@ def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     try:
         sizes = metadata["observation_size"], metadata["action_size"]
         agent = restore_agent(of_this_version(metadata), *sizes)
-        number, _ = len(metadata["seeds"]), metadata["env"]
+        number, _ = len(metadata["seeds"]), environments.recorded(metadata)
     except (KeyError, AttributeError, TypeError) as error:
         raise records.CheckpointError(
             f"{path} is not a policy: its metadata lacks {error}"

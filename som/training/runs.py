@@ -29,8 +29,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from som.training.checkpoints import (
     save_checkpoint,
     save_packed,
 )
+from som.training.environments import Task, TaskError, recorded
 from som.training.loop import Trainer, make_config, run_chunk
 from som.training.policy import (
     Policy,
@@ -85,7 +86,7 @@ def interruptible():
 def make_record(trainer: Trainer) -> dict[str, Any]:
     """The run record as it stands, exactly as JSON gives it back."""
     config = trainer.config
-    record = {
+    record: dict[str, Any] = {
         **{
             k: config[k] for k in ("algo", "env", "profile", "seeds", "steps")
         },
@@ -98,6 +99,8 @@ def make_record(trainer: Trainer) -> dict[str, Any]:
         "provenance": records.provenance(),
         "wall_seconds": trainer.seconds,
     }
+    if "env_kwargs" in config:
+        record["config"]["env"] = config["env_kwargs"]
     return records.as_json(record)
 
 
@@ -174,9 +177,8 @@ def evaluate_now(trainer: Trainer, metrics: dict[str, Any]) -> None:
     returns = [
         evaluate(
             trainer.policy(i),
-            trainer.config["env"],
-            trainer.loop.episodes,
-            EVALUATION_SEED + seed,
+            episodes=trainer.loop.episodes,
+            seed=EVALUATION_SEED + seed,
         ).tolist()
         for i, seed in enumerate(trainer.seeds)
     ]
@@ -293,6 +295,7 @@ def finish(
 
     Raises:
         FloatingPointError: training diverged.
+        environments.TaskError: the task fails.
         KeyboardInterrupt: Ctrl-C or SIGTERM; everything is saved.
     """
     begin_slice(trainer)
@@ -335,13 +338,13 @@ def _one_chunk(trainer: Trainer, buffer, out: Path | None):
     done = trainer.steps
     try:
         buffer, metrics = run_chunk(trainer, buffer)
-    except FloatingPointError as error:
+        returns = None
+        if evaluation_is_due(trainer, done):
+            evaluate_now(trainer, metrics)
+            returns = trainer.curve[-1]["returns"]
+    except (FloatingPointError, TaskError) as error:
         kept = _last_checkpoint(trainer, out)
-        raise FloatingPointError(f"{error}; {kept}") from None
-    returns = None
-    if evaluation_is_due(trainer, done):
-        evaluate_now(trainer, metrics)
-        returns = trainer.curve[-1]["returns"]
+        raise type(error)(f"{error}; {kept}") from error.__cause__
     return buffer, logs.rows(trainer, metrics, returns)
 
 
@@ -363,7 +366,7 @@ def _last_checkpoint(trainer, out):
 # %% Train and resume
 def train(
     algo: str = "som",
-    env: str = "HalfCheetah-v4",
+    env: Any = "HalfCheetah-v4",
     steps: int = 1_000_000,
     seeds=(0,),
     profile: str = "laptop",
@@ -371,13 +374,16 @@ def train(
     progress: Callable[..., Any] | bool | None = None,
     time_limit: float = np.inf,
     log=(),
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Callable] = (),
     **overrides,
 ) -> Run:
     """Train an agent on a task, several seeds side by side.
 
     Args:
         algo: name of the algorithm, a key of som.AGENTS.
-        env: Gymnasium id of a task with a bounded Box of actions.
+        env: the task, with a bounded Box of actions: a Gymnasium id, also
+            "module:Env-v0", or a function or class that makes one.
         steps: environment steps per seed (rounded up to whole chunks).
         seeds: distinct non-negative integers; a number n is the first n.
         profile: "paper", "laptop", "sample-efficient", ...
@@ -390,6 +396,8 @@ def train(
         time_limit: seconds after which no further chunk begins; resume
             goes on.
         log: names of som.training.logs.LOGS that get the metrics, too.
+        env_kwargs: arguments of the task; the record keeps them.
+        wrappers: what the environments are wrapped in, the innermost first.
         **overrides: fields of the agent's config or of LoopConfig.
 
     Returns:
@@ -398,20 +406,23 @@ def train(
     Raises:
         ValueError: bad input, or a folder that holds another run.
         FloatingPointError: training diverged.
+        environments.TaskError: the task fails; resume continues.
         KeyboardInterrupt: Ctrl-C or SIGTERM; resume continues.
     """
     stop_at = _stop_at(time_limit)
-    config = make_config(algo, env, steps, seeds, profile, overrides)
+    task = Task(env, env_kwargs or {}, wrappers)
+    config = make_config(algo, task, steps, seeds, profile, overrides)
     out = None if out is None else Path(out)
     if out and (out / "config.json").exists():
         check_same(out, config, overrides)
-        return resume(out, progress, time_limit, config["steps"], log)
-    trainer = Trainer(config)
-    watchers = _watchers(out, config, 0, log)
-    if out:
-        records.write_record(out / "config.json", config)
-    buffer = trainer.empty_buffer()
-    return _shown(trainer, buffer, out, progress, stop_at, watchers)
+        more = config["steps"], log, env, wrappers
+        return resume(out, progress, time_limit, *more)
+    with closing(Trainer(config, task)) as trainer:
+        watchers = _watchers(out, config, 0, log)
+        if out:
+            records.write_record(out / "config.json", config)
+        buffer = trainer.empty_buffer()
+        return _shown(trainer, buffer, out, progress, stop_at, watchers)
 
 
 def _stop_at(time_limit: float) -> float:
@@ -452,6 +463,7 @@ def check_same(out: Path, config: dict[str, Any], asked) -> None:
 def _settings(run: dict[str, Any]) -> dict[str, Any]:
     """Every setting of a run under its own name."""
     head = {k: run[k] for k in ("algo", "env", "steps", "profile", "seeds")}
+    head["env_kwargs"] = run.get("env_kwargs", {})
     return {**head, **run["agent"], **run["loop"]}
 
 
@@ -509,6 +521,8 @@ def resume(
     time_limit: float = np.inf,
     steps: int | None = None,
     log=(),
+    env: Any = None,
+    wrappers: Sequence[Callable] = (),
 ) -> Run:
     """Continue an interrupted run, or make a finished one longer.
 
@@ -519,15 +533,18 @@ def resume(
         out: the run's folder.
         progress, time_limit, log: as in train.
         steps: environment steps of the whole run, if it is to get longer.
+        env, wrappers: what train was given, if that was not only an id.
 
     Returns:
         The run, finished unless its time was up or progress stopped it;
         one that was finished before comes back as it is.
 
     Raises:
-        records.CheckpointError: no run there, or a damaged one.
+        records.CheckpointError: no run there, a damaged one, or one on
+            another task.
         ValueError: fewer steps than the run has.
         FloatingPointError: training diverged.
+        environments.TaskError: the task fails; resume continues.
         KeyboardInterrupt: Ctrl-C or SIGTERM; resume continues.
     """
     out, stop_at = Path(out), _stop_at(time_limit)
@@ -537,23 +554,40 @@ def resume(
     if is_finished(out):
         return _finished(out)
     try:
-        trainer = Trainer(config)
+        task = _same_task(config, env, wrappers)
+        trainer = Trainer(config, task)
     except (KeyError, TypeError) as error:
         raise records.CheckpointError(
             f"{out / 'config.json'} does not describe a run: {error}"
         ) from None
     whole = out / "checkpoint.npz"
     packed = out / f"packed-{trainer.seeds[0]}.npz"
-    if _chunk(packed) > _chunk(whole):
-        buffer = load_packed(trainer, out)
-    elif whole.exists():
-        buffer = load_checkpoint(trainer, whole)
-    else:
-        buffer = trainer.empty_buffer()
-    if trainer.curve and (out / "policy-best.npz").exists():
-        trainer.best = read_policies(out / "policy-best.npz")[1]["state"]
-    watchers = _watchers(out, config, trainer.steps, log)
-    return _shown(trainer, buffer, out, progress, stop_at, watchers)
+    with closing(trainer):
+        if _chunk(packed) > _chunk(whole):
+            buffer = load_packed(trainer, out)
+        elif whole.exists():
+            buffer = load_checkpoint(trainer, whole)
+        else:
+            buffer = trainer.empty_buffer()
+        if trainer.curve and (out / "policy-best.npz").exists():
+            best = read_policies(out / "policy-best.npz")[1]
+            trainer.best = best["state"]
+        watchers = _watchers(out, config, trainer.steps, log)
+        return _shown(trainer, buffer, out, progress, stop_at, watchers)
+
+
+def _same_task(config: dict[str, Any], env, wrappers) -> Task:
+    """The task of a run, made again of what train was given."""
+    kept = recorded(config)
+    if env is None and not wrappers:
+        return kept
+    task = Task(kept.env if env is None else env, kept.kwargs, wrappers)
+    if task.name != kept.name:
+        raise records.CheckpointError(
+            f"this run is on {kept.name}, and env and wrappers make "
+            f"{task.name}: what train was given is wanted"
+        )
+    return task
 
 
 def _chunk(path: Path) -> int:

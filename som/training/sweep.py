@@ -28,7 +28,7 @@ __all__ = [
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +82,7 @@ def plan(
     out: str | Path,
     steps: int | None = None,
     profile: str = "laptop",
+    env_kwargs: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> list[Job]:
     """The runs of a sweep; writes nothing.
@@ -93,6 +94,7 @@ def plan(
         out: the sweep's folder; runs are in OUT/TASK/ALGORITHM/SEED.
         steps: environment steps of each run; None is usual_steps.
         profile: "paper", "laptop", "sample-efficient", ....
+        env_kwargs: arguments of every task.
         **overrides: fields of the agents' configs or of LoopConfig; each
             goes to every algorithm that has it.
 
@@ -113,6 +115,7 @@ def plan(
     jobs = []
     for seed in loop.seed_numbers(seeds):
         for env in envs:
+            task = environments.Task(env, env_kwargs or {})
             for algo in algos:
                 number = steps
                 if number is None:
@@ -123,7 +126,7 @@ def plan(
                     if name in settings[algo]
                 }
                 config = loop.make_config(
-                    algo, env, number, [seed], profile, own
+                    algo, task, number, [seed], profile, own
                 )
                 folder = Path(out) / env / algo / str(seed)
                 jobs.append(Job(folder, json.loads(json.dumps(config))))
@@ -137,14 +140,17 @@ def _check(jobs: list[Job]) -> None:
             "a sweep wants at least one algorithm, task and seed, and none "
             "of them twice"
         )
-    tasks = {job.config["env"] for job in jobs}
-    made = {env: environments.make(env, 1, 0) for env in tasks}
+    sizes: dict[str, tuple[int, int]] = {}
     for job in jobs:
-        env = made[job.config["env"]]
-        restore_agent(job.config, env.observation_size, env.action_size)
+        env, new = job.config["env"], job.config
+        if env not in sizes:
+            with environments.make(environments.recorded(new), 1, 0) as one:
+                sizes[env] = one.observation_size, one.action_size
+        restore_agent(new, *sizes[env])
         path = job.folder / "config.json"
-        saved = records.read_record(path) if path.exists() else job.config
-        differing = [k for k, v in job.config.items() if saved.get(k) != v]
+        saved = records.read_record(path) if path.exists() else new
+        names = sorted(new.keys() | saved.keys())
+        differing = [k for k in names if saved.get(k) != new.get(k)]
         if differing:
             raise ValueError(
                 f"{job.folder} holds a run with other settings "

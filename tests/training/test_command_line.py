@@ -20,6 +20,7 @@ from som.agent.actor_critic import AGENTS
 from som.training import command_line, film
 from som.training.command_line import (
     ProgressLine,
+    assignment,
     count,
     main,
     medians,
@@ -459,6 +460,63 @@ def test_ctrl_c_keeps_what_is_saved(tmp_path):
     assert errors.count("som: interrupted") == 1 and "Traceback" not in errors
     assert f"resume {out}" in errors
     assert read_metadata(out / "checkpoint.npz")
+
+
+# Tasks of one's own
+
+OWN = """
+import gymnasium as gym
+from gymnasium.envs.classic_control import PendulumEnv
+
+
+class Heavy(PendulumEnv):
+    def step(self, action):
+        if self.g == 13:
+            raise OverflowError("too heavy")
+        return super().step(action)
+
+
+gym.register("Heavy-v0", entry_point=Heavy, max_episode_steps=20)
+"""
+
+
+def test_a_task_of_a_module_in_the_current_folder(tmp_path):
+    """By the console script, whose folder is elsewhere; each command anew."""
+    (tmp_path / "its_own.py").write_text(OWN)
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "start.py"
+    script.write_text(
+        "from som.training.command_line import main\nraise SystemExit(main())\n"
+    )
+
+    def som(*words):
+        return subprocess.run(
+            [sys.executable, str(script), *words],
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+
+    words = command("train", "--env", "its_own:Heavy-v0", "--steps", "200")
+    done = som(*words, "--out", "run", "--env-kwargs", "g=9.0")
+    assert done.returncode == 0, done.stderr
+    record = read_record(tmp_path / "run" / "record.json")
+    assert record["env"] == "its_own:Heavy-v0" and record["config"]["env"] == {"g": 9}
+    done = som("evaluate", "run", "--episodes", "2")
+    assert "its_own:Heavy-v0, 2 episodes" in done.stdout, done.stderr
+    done = som(*words, "--out", "run")
+    assert "env_kwargs is {'g': 9.0} there and {} here" in done.stderr
+    done = som(*words, "--out", "other", "--env-kwargs", "g=13")
+    place = tmp_path / "its_own.py"
+    assert f"failed: OverflowError: too heavy ({place}, line 9); no checkpoint" in (
+        done.stderr
+    )
+
+
+def test_assignment():
+    assert assignment("g = 9.5") == ("g", 9.5)
+    assert assignment("sizes=[1, 2]") == ("sizes", [1, 2])
+    assert assignment("name=a=b") == ("name", "a=b")
+    with pytest.raises(ValueError, match="'g' is not of the form field=value"):
+        assignment("g")
 
 
 # Studies

@@ -20,7 +20,6 @@ from som.training.environments import (
     TaskError,
     make,
     make_one,
-    render_env,
     rescale,
 )
 
@@ -237,22 +236,21 @@ def test_any_task_with_a_box_of_actions_works(env_id):
         assert environments.max_episode_steps == 1000
 
 
-def test_render_env_has_the_same_physics_actions_and_seed():
-    made = make("Ant-v4", 1, seed=0)
-    env = render_env("Ant-v4", seed=4, width=64, height=48)
-    assert env.unwrapped.render_mode == "rgb_array"
-    assert (env.unwrapped.width, env.unwrapped.height) == (64, 48)
-    np.testing.assert_array_equal(
-        env.unwrapped.model.geom_margin, made._engine.env.unwrapped.model.geom_margin
-    )
-    first = env.reset()[0]
-    again = render_env("Ant-v4", seed=4)
-    np.testing.assert_array_equal(first, again.reset()[0])
-    assert (env.reset()[0] != first).any()
-    pusher = render_env("Pusher-v4", seed=0)
-    pusher.reset()
-    pusher.step(np.full(7, 0.5, np.float32))
-    np.testing.assert_allclose(pusher.unwrapped.data.ctrl, 1.0)
+def test_copies_that_draw_have_the_same_physics_actions_and_seeds():
+    made = make("Ant-v4", 1, seed=4)
+    with make("Ant-v4", 1, seed=4, picture=(64, 48)) as drawing:
+        env = drawing.env.unwrapped
+        assert env.render_mode == "rgb_array"
+        assert (env.width, env.height) == (64, 48)
+        np.testing.assert_array_equal(
+            env.model.geom_margin, made.env.unwrapped.model.geom_margin
+        )
+        np.testing.assert_array_equal(made.reset(), drawing.reset())
+        assert_same(play(made, 5), play(drawing, 5))
+    with make("Pusher-v4", 1, seed=0, picture=(16, 16)) as pusher:
+        pusher.reset()
+        pusher.step(np.full((1, 7), 0.5, np.float32))
+        np.testing.assert_allclose(pusher.env.unwrapped.data.ctrl, 1.0)
 
 
 def test_loading_is_silent(capfd, tmp_path, monkeypatch):

@@ -3,11 +3,13 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from carts import AGENT, config, train
+from examples import Cart
 
 from som.agent.actor_critic import AGENTS, make_agent, q_value
 from som.training import environments, loop
@@ -281,3 +283,38 @@ def test_candidates_and_q_refuse(som):
     ):
         with pytest.raises(ValueError, match=r"^ppo has no candidates and no critic"):
             ask()
+
+
+def test_a_dictionary_is_not_an_observation_yet(straight):
+    with pytest.raises(ValueError, match=r"observation is a dict; .*spaces\.flatten"):
+        straight.policy({"x": 0.5, "v": 0.0})
+
+
+class Closing(Cart):
+    """Counts what is open."""
+
+    open = 0
+
+    def __init__(self):
+        Closing.open += 1
+
+    def close(self):
+        Closing.open -= 1
+
+
+def test_evaluation_takes_a_factory_and_closes_it(straight):
+    def timed():
+        return gym.wrappers.TimeLimit(Closing(), 20)
+
+    made = evaluate(straight.policy, timed, 4, seed=5)
+    np.testing.assert_array_equal(made, evaluate(straight.policy, None, 4, seed=5))
+    assert Closing.open == 0
+
+    class Broken(Closing):
+        def step(self, action):
+            raise RuntimeError("stuck")
+
+    told = r"^step of .*Broken\(\) failed: RuntimeError: stuck \(.*test_policy.py, line"
+    with pytest.raises(environments.TaskError, match=told):
+        evaluate(straight.policy, Broken, 4)
+    assert Closing.open == 0

@@ -13,13 +13,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from carts import STEPS, assert_same_arrays, config, train
+from examples import Cart
 
-from som.training import checkpoints, logs, loop, records, runs
+from som.training import checkpoints, environments, logs, loop, records, runs
 from som.training.policy import evaluate, load
 from som.training.records import CheckpointError
 
@@ -449,6 +451,94 @@ def _die(step, metrics):
     if step == 700:
         time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Tasks of one's own
+
+
+class Own(Cart):
+    """A cart with arguments, which counts what is open and fails when asked."""
+
+    open, fails_at = 0, None
+
+    def __init__(self, gain=1.0):
+        self.gain, self.steps = gain, 0
+        Own.open += 1
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == Own.fails_at:
+            raise KeyError("axle")
+        return super().step(self.gain * action)
+
+    def close(self):
+        Own.open -= 1
+
+
+def timed(**kwargs):
+    return gym.wrappers.TimeLimit(Own(**kwargs), 20)
+
+
+@pytest.fixture
+def own():
+    Own.open, Own.fails_at = 0, None
+    yield Own
+    assert Own.open == 0
+
+
+def test_a_factory_trains_as_the_id_does(tmp_path, own, straight):
+    run = train(tmp_path, env=timed)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+    assert run.record["env"] == run.policy.env_id == "timed()"
+    np.testing.assert_array_equal(
+        evaluate(load(tmp_path), timed, 3), evaluate(straight.policy, "Cart-v0", 3)
+    )
+    with pytest.raises(ValueError, match=r"timed\(\) is made by a program.* as env"):
+        evaluate(load(tmp_path))
+
+
+def test_a_run_on_a_factory_is_resumed_with_it(tmp_path, own, straight):
+    def stop(step, metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, stop, env=Own, wrappers=[limit], env_kwargs={"gain": 1})
+    config_of = records.read_record(tmp_path / "config.json")
+    assert (config_of["env"], config_of["env_kwargs"]) == ("limit(Own())", {"gain": 1})
+    with pytest.raises(ValueError, match=r"limit\(Own\(\)\) is made by a program"):
+        runs.resume(tmp_path)
+    with pytest.raises(CheckpointError, match=r"on limit\(Own\(\)\), .* Cart-v0"):
+        runs.resume(tmp_path, env="Cart-v0")
+    run = runs.resume(tmp_path, env=Own, wrappers=[limit])
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+    assert run.record["config"]["env"] == {"gain": 1}
+
+
+def limit(env):
+    return gym.wrappers.TimeLimit(env, 20)
+
+
+def test_a_mistake_of_the_task_is_told_with_what_is_saved(tmp_path, own):
+    own.fails_at = 70  # of 200 in each copy
+    changes = {"env": timed, "checkpoint_seconds": 1e-9}
+    told = rf"^step of timed\(\) failed: KeyError: 'axle' \({__file__}, line \d+\); "
+    path = tmp_path / "checkpoint.npz"
+    with pytest.raises(environments.TaskError, match=told) as caught:
+        train(tmp_path, **changes)
+    assert str(caught.value).endswith(f"checkpoint is {path}, of step 300")
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(environments.TaskError, match="no checkpoint had been saved"):
+        train(**changes)
+    own.fails_at = None
+    assert runs.resume(tmp_path, env=timed).record["curve"][-1]["step"] == STEPS
+
+
+def test_a_single_environment_is_refused(own, tmp_path):
+    one = Own()
+    with pytest.raises(ValueError, match=r"one environment, .*: give its Gymnasium id"):
+        train(tmp_path / "run", env=one)
+    one.close()
+    assert not (tmp_path / "run").exists()
 
 
 if __name__ == "__main__":
