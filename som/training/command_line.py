@@ -261,10 +261,11 @@ def _train(args: argparse.Namespace) -> None:
     configs = loop.defaults(args.algo, args.profile)
     given = dict(override(text, *configs) for text in args.overrides)
     kwargs = dict(map(assignment, args.env_kwargs))
+    task = environments.Task(args.env, kwargs)
+    environments.make(task, 1, 0).close()  # a wrong name is told first
     wanted = loop.make_config(
-        args.algo, environments.Task(args.env, kwargs), args.steps,
-        args.seeds, args.profile, given,
-    )  # fmt: skip
+        args.algo, task, args.steps, args.seeds, args.profile, given
+    )
     usual = (args.algo, args.profile) == ("som", "laptop")
     name = args.env if usual else f"{args.env}-{args.algo}-{args.profile}"
     out = Path(args.out or f"runs/{name}")

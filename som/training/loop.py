@@ -182,9 +182,10 @@ def make_config(
 def restore_loop(stored: dict[str, Any]) -> LoopConfig:
     """A schedule from JSON, which has null where a number is infinite."""
     inf = float("inf")
-    return LoopConfig(
-        **{k: inf if v is None else v for k, v in stored.items()}
-    )
+    numbers: dict[str, Any] = {
+        k: inf if v is None else v for k, v in stored.items()
+    }
+    return LoopConfig(**numbers)
 
 
 def seed_numbers(seeds) -> list[int]:

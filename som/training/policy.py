@@ -321,8 +321,8 @@ def of_this_version(config: dict[str, Any]) -> dict[str, Any]:
 
     Each has the default of its class: what was done when it was written.
     """
-    if config["algo"] not in AGENTS:
-        return config  # restore_agent says so
+    if "agent" not in config or config["algo"] not in AGENTS:
+        return config  # those who use it say so
     some = next(iter(AGENTS[config["algo"]].profiles.values()))
     return config | {"agent": asdict(type(some)()) | config["agent"]}
 

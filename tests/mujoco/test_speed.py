@@ -61,7 +61,8 @@ def test_the_benchmarks_are_entered():
 
 
 def test_operations_by_hand():
-    agent = make_agent("som", 2, 1, **SMALLEST | {"width": 3, "depth": 2})
+    shape = SMALLEST | {"width": 3, "depth": 2, "target_particles": None}
+    agent = make_agent("som", 2, 1, **shape)
     kappa = 2 * 2 * (1 * 3 + 3 * 3 + 3 * 2)  # twins, an action
     kappa_s = 2 * 2 * (2 * 3)
     pi = 2 * (1 * 3 + 3 * 3 + 3 * 1)
@@ -71,6 +72,12 @@ def test_operations_by_hand():
     assert parts["N pass"] == 4 * (2 * (kappa + pi) + kappa_s + pi_s)
     assert parts["critics"] == 16 * (kappa + kappa_s)
     assert parts["policy"] == 16 * (pi + pi_s) + 8 * 4 * kappa
+    changes = {"target_particles": 1, "policy_batch": 3, "batch_norm": True}
+    parts = operations(make_agent("som", 2, 1, **shape | changes))
+    assert parts["K pass"] == 3 * (2 * kappa + kappa_s)
+    assert parts["N pass"] == 4 * (pi + pi_s)
+    assert parts["critics"] == 32 * (kappa + kappa_s)  # 2 * 4 rows, four passes
+    assert parts["policy"] == 12 * (pi + pi_s) + 8 * 3 * kappa
 
 
 def test_the_gradient_at_the_guesses_doubles_the_k_pass():

@@ -1,7 +1,7 @@
 """The training loop: its schedule, its random keys, one chunk."""
 
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import jax
 import jax.numpy as jnp

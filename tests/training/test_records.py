@@ -258,7 +258,7 @@ def test_foreign_files_are_refused_and_run_nothing(tmp_path):
     ("like", "message"),
     [
         ({"x": np.zeros(4)}, r"tree\['x'\] is float64\[3\], not float64\[4\]"),
-        ({"x": np.zeros(3, np.float32)}, "float64.*not float32"),
+        ({"x": np.zeros(3, np.int32)}, "float64.*not int32"),
         ({"x": np.zeros(3), "y": 1.0}, r"it lacks tree\['y'\]"),
         ({}, r"unexpected entry tree\['x'\]"),
         ([np.zeros(3)], "checkpoint of something else"),

@@ -551,7 +551,8 @@ def test_a_run_prints_in_one_line(straight):
         f"<run of som on Cart-v0: 1 seed(s), return {mean:.1f} after 1,000 steps, "
         f"in {straight.out}>"
     )
-    fresh = runs.Run({**straight.record, "curve": []}, straight.policy, None)
+    record = {**straight.record, "curve": []}
+    fresh = runs.Run(record, straight.policy, None, [straight.policy], [])
     assert repr(fresh).endswith("1 seed(s), not evaluated yet, in no folder>")
 
 
