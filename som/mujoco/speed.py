@@ -127,7 +127,7 @@ def operations(agent: Any) -> dict[str, float]:
     num = c.target_particles or c.num_particles
     choice = num * kappa + kappa_s if num > 1 else 0
     b = float(c.batch_size)
-    rows = min(b, c.policy_batch or b)  # states of the policy's step
+    rows = min(b, float(c.policy_batch or b))  # states of the policy's step
     passes = 6 + 2 * c.lagging_critic if c.batch_norm else 4
     return {
         "K pass": rows * (guesses * kappa + kappa_s + centre),
