@@ -36,6 +36,7 @@ from som.agent.actor_critic import (
     ActorCritic,
     ActorCriticConfig,
     at_least_one,
+    candidates,
     q_value,
 )
 from som.agent.critic import Transition
@@ -55,7 +56,7 @@ class SOMConfig(ActorCriticConfig):
     num_samples: int = 100  # K of the score estimate
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
-    estimator: Literal["idem", "box", "combined"] = "combined"
+    estimator: Literal["idem", "box", "combined", "shared"] = "combined"
     sharpening: float = 4.0  # w_s: the score times 1 + w_s (1 - t)^2
     rescale: float | None = None  # w of (8): this length, not sharpened
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
@@ -66,10 +67,11 @@ class SOMConfig(ActorCriticConfig):
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
     chunk: int = 5  # guesses evaluated at once (memory); 0: all
     policy_batch: int | None = None  # states per policy step; None: all
+    rows_per_state: int = 1  # of the policy's step; `shared` guesses once
 
     def __post_init__(self):
         super().__post_init__()
-        at_least_one(self, "num_samples", "policy_batch")
+        at_least_one(self, "num_samples", "policy_batch", "rows_per_state")
         if self.anchor_share + self.prior_share > 1:
             raise ValueError(
                 f"anchor_share {self.anchor_share} and prior_share "
@@ -109,7 +111,12 @@ def q_spread(
 
 # %% A flow in a hurry
 def flow_velocity(
-    agent: "SOM", critic, factor, observation: Float[Array, "O"], key
+    agent: "SOM",
+    critic,
+    factor,
+    observation: Float[Array, "O"],
+    key,
+    actions: Float[Array, "J A"] | None = None,
 ) -> Callable:
     """The velocity field (6) or (8) of one state, as a function of (a, t).
 
@@ -117,6 +124,8 @@ def flow_velocity(
         factor: inverse temperature over the scale of Q, scalar.
         observation: s, [O].
         key: random key of the score estimate.
+        actions: of the policy; around them `shared` has its guesses, and
+            over the whole box without them.
 
     Returns:
         Function of (a [A], t scalar) to [A].
@@ -127,13 +136,23 @@ def flow_velocity(
         a = jnp.clip(a, -1, 1) if config.clip_guesses else a
         return factor * q_value(agent, critic, observation, a)
 
+    if config.estimator == "shared":
+        num, size = config.num_samples, agent.action_size
+        guesses = 2 * score.lattice(key, num, size) - 1
+        if actions is not None:
+            guesses = score.guesses_near(key, actions, num)
+        slope = score.fit_slope(guesses, energy(guesses))
+
     def velocity(a, t):
         t = jnp.maximum(t, MIN_TIME)
         limit = sde.mean(t) + 4 * sde.std(t)  # p_t is empty beyond
         a = jnp.clip(a, -limit, limit)
-        estimate = ESTIMATORS[config.estimator](
-            energy, a, t, sde, key, config.num_samples, config.chunk
-        )
+        if config.estimator == "shared":
+            estimate = score.shared_score(energy, slope, a, t, sde)
+        else:
+            estimate = ESTIMATORS[config.estimator](
+                energy, a, t, sde, key, config.num_samples, config.chunk
+            )
         if config.rescale is None:
             estimate *= 1 + config.sharpening * (1 - t) ** 2
         else:  # a factor would be lost
@@ -189,30 +208,39 @@ def policy_loss(
     """
     config = agent.config
     batch = jax.tree.map(lambda x: x[: config.policy_batch], batch)
-    num = len(batch.observation)
+    each = config.rows_per_state
+    num = each * len(batch.observation)
     k_time, k_noise, k_prior, k_spread, k_row = jax.random.split(key, 5)
     r, t = times(agent, k_time, num)
     a_t = jax.vmap(agent.sde.perturb)(
-        jax.random.split(k_noise, num), batch.action, t
+        jax.random.split(k_noise, num), jnp.tile(batch.action, (each, 1)), t
     )
     prior = agent.prior_std * jax.random.normal(k_prior, a_t.shape)
     a_t = jnp.where((t == 1)[:, None], prior, a_t)
     spread = q_spread(agent, critic, batch.observation, k_spread)
     fixed = config.inverse_temperature
     factor = (jnp.exp(log_alpha) if fixed is None else fixed) / spread
+    still = jax.lax.stop_gradient(policy)
 
-    def row(observation, a_t, r, t, key):
-        k_score, k_middle = jax.random.split(key)
+    def one(observation, rows, key):
+        k_score, k_middle, k_jump = jax.random.split(key, 3)
         net = lambda params, a, r, t: agent.policy_net.apply(
             params, a, r, t, observation
         )
-        u = lambda a, r, t: net(jax.lax.stop_gradient(policy), a, r, t)
-        v = flow_velocity(agent, critic, factor, observation, k_score)
-        aim = policy_target(agent, u, v, a_t, r, t, k_middle)
-        return jnp.sum((net(policy, a_t, r, t) - aim) ** 2)
+        u = lambda a, r, t: net(still, a, r, t)
+        jump = candidates(agent, still, observation, k_jump, 1)
+        v = flow_velocity(agent, critic, factor, observation, k_score, jump)
+        aim = jax.vmap(lambda *row: policy_target(agent, u, v, *row))(
+            *rows, jax.random.split(k_middle, each)
+        )
+        return jnp.mean(jnp.sum((net(policy, *rows) - aim) ** 2, -1))
 
-    keys = jax.random.split(k_row, num)
-    return jnp.mean(jax.vmap(row)(batch.observation, a_t, r, t, keys))
+    def by_state(x):  # rows of one state lie a round apart
+        return jnp.swapaxes(x.reshape(each, -1, *x.shape[1:]), 0, 1)
+
+    rows = jax.tree.map(by_state, (a_t, r, t))
+    keys = jax.random.split(k_row, num // each)
+    return jnp.mean(jax.vmap(one)(batch.observation, rows, keys))
 
 
 # %% The agent
