@@ -53,10 +53,11 @@ class SOMConfig(ActorCriticConfig):
     K is in Table 3 of the paper, the rest is what it leaves open.
     """
 
+    target_particles: int | None = 1
     num_samples: int = 100  # K of the score estimate
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
-    estimator: Literal["idem", "box", "combined", "shared"] = "combined"
+    estimator: Literal["idem", "box", "combined", "shared"] = "shared"
     sharpening: float = 4.0  # w_s: the score times 1 + w_s (1 - t)^2
     rescale: float | None = None  # w of (8): this length, not sharpened
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
@@ -66,8 +67,8 @@ class SOMConfig(ActorCriticConfig):
     inverse_temperature: float | None = 10.0  # factor on Q; None: alpha
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
     chunk: int = 5  # guesses evaluated at once (memory); 0: all
-    policy_batch: int | None = None  # states per policy step; None: all
-    rows_per_state: int = 1  # of the policy's step; `shared` guesses once
+    policy_batch: int | None = 64  # states per policy step; None: all
+    rows_per_state: int = 4  # of the policy's step
 
     def __post_init__(self):
         super().__post_init__()
@@ -141,7 +142,8 @@ def flow_velocity(
         guesses = 2 * score.lattice(key, num, size) - 1
         if actions is not None:
             guesses = score.guesses_near(key, actions, num)
-        slope = score.fit_slope(guesses, energy(guesses))
+        energies = score.evaluate(energy, guesses, config.chunk)
+        slope = score.fit_slope(guesses, energies)
 
     def velocity(a, t):
         t = jnp.maximum(t, MIN_TIME)
@@ -268,6 +270,7 @@ class OneStep(ActorCritic):
 
 
 LITERAL = SOMConfig(
+    target_particles=None,
     noise_range=(0.1, 20.0),
     estimator="idem",
     sharpening=0.0,
@@ -277,15 +280,17 @@ LITERAL = SOMConfig(
     prior_share=0.0,
     q_scale="batch",
     inverse_temperature=None,
+    policy_batch=None,
+    rows_per_state=1,
     ema_policy=False,
 )
 LAPTOP = SOMConfig(
     **LAPTOP_FRAME,
     num_samples=12,
+    estimator="combined",
     chunk=0,
     policy_delay=1,
-    target_particles=1,
-    policy_batch=64,
+    rows_per_state=1,
 )
 BANDIT = replace(
     LAPTOP,

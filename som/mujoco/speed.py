@@ -105,6 +105,12 @@ def peaks(repeats: int) -> dict[str, float]:
 
 
 # %% What an update must do
+def _guessers(config: Any) -> int:
+    """G of Equation (eq-speed-count): what asks about K guesses, a state."""
+    rows = config.rows_per_state
+    return {"idem": 2 * rows, "shared": 1}.get(config.estimator, rows)
+
+
 def operations(agent: Any) -> dict[str, float]:
     """Operations of the matrix products of one update that trains all.
 
@@ -122,18 +128,22 @@ def operations(agent: Any) -> dict[str, float]:
     kappa_s = 4 * o * c.width
     pi = 2 * (2 * a * c.width + middle)
     pi_s = 2 * ((o + 32) * c.width + 2048)
-    guesses = c.num_samples * (2 if c.estimator == "idem" else 1)
-    centre = 2 * (kappa + kappa_s) if c.estimator == "combined" else 0
+    each, shared = c.rows_per_state, c.estimator == "shared"
+    guesses = c.num_samples * _guessers(c)
+    centre = 2 * each * (kappa + kappa_s)
+    centre *= c.estimator in ("combined", "shared")
     num = c.target_particles or c.num_particles
     choice = num * kappa + kappa_s if num > 1 else 0
     b = float(c.batch_size)
-    rows = min(b, float(c.policy_batch or b))  # states of the policy's step
+    states = min(b, float(c.policy_batch or b))  # of the policy's step
+    jump = shared * (pi + pi_s)
     passes = 6 + 2 * c.lagging_critic if c.batch_norm else 4
     return {
-        "K pass": rows * (guesses * kappa + kappa_s + centre),
+        "K pass": states * (guesses * kappa + kappa_s + centre + jump),
         "N pass": b * (num * pi + choice + pi_s),
         "critics": passes * b * (kappa + kappa_s),
-        "policy": 4 * rows * (pi + pi_s) + 8 * min(rows, 32.0) * kappa,
+        "policy": 4 * each * states * (pi + pi_s)
+        + 8 * min(states, 32.0) * kappa,
     }
 
 
@@ -167,12 +177,11 @@ def traffic(agent: Any) -> dict[str, float]:
     shapes = jax.eval_shape(agent.init, jax.random.PRNGKey(0))
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
     layer = 8.0 * c.width * c.depth
-    rows = min(c.batch_size, c.policy_batch or c.batch_size)
+    states = min(c.batch_size, c.policy_batch or c.batch_size)
     num = c.target_particles or c.num_particles
-    guesses = c.num_samples * (2 if c.estimator == "idem" else 1)
     return {
         "state": 2.0 * state,
-        "K pass": layer * rows * 2 * guesses,
+        "K pass": layer * states * 2 * c.num_samples * _guessers(c),
         "N pass": layer * c.batch_size * (3 * num if num > 1 else 1),
     }
 

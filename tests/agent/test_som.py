@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from examples import transitions
 
-from som.agent.actor_critic import candidates, make_agent
+from som.agent.actor_critic import candidates, make_agent, q_value
 from som.agent.critic import Transition
 from som.agent.som import (
     SOM,
@@ -18,6 +18,8 @@ from som.agent.som import (
     q_spread,
     times,
 )
+from som.theory.meanflow import lagrangian_target
+from som.theory.score import fit_slope, guesses_near, shared_score
 
 TINY = SOMConfig(width=8, depth=1, batch_size=4, num_samples=4, num_particles=3)
 
@@ -31,6 +33,7 @@ TINY = SOMConfig(width=8, depth=1, batch_size=4, num_samples=4, num_particles=3)
         {"estimator": "box", "target": "semigroup", "rescale": 4.0},
         {"batch_norm": True, "target_particles": 1, "policy_batch": 2},
         {"batch_norm": True, "lagging_critic": False},
+        {"estimator": "shared", "rows_per_state": 2, "policy_batch": 2},
         {"sde": "ve", "noise_range": (0.05, 1.0), "ema_policy": True},
     ],
     ids=lambda o: "-".join(map(str, o.values())) or "default",
@@ -76,6 +79,41 @@ def test_times_are_sorted_anchored_and_start_from_the_prior():
         replace(TINY, anchor_share=0.6, prior_share=0.5)
 
 
+def test_rows_of_one_state_share_its_guesses():
+    options = {"estimator": "shared", "rows_per_state": 3, "policy_batch": 2}
+    agent = SOM(replace(TINY, **options), 3, 2)
+    state, batch = agent.init(jax.random.PRNGKey(0)), transitions(4)
+    key = jax.random.PRNGKey(5)
+    k_time, k_noise, k_prior, k_spread, k_row = jax.random.split(key, 5)
+    r, t = times(agent, k_time, 6)
+    spread = q_spread(agent, state.critic, batch.observation[:2], k_spread)
+    noises, starts = jax.random.split(k_noise, 6), jax.random.normal(k_prior, (6, 2))
+    losses = []
+    for i in range(6):  # row i belongs to state i mod 2
+        s, a = batch.observation[i % 2], batch.action[i % 2]
+        k_score, _, k_jump = jax.random.split(jax.random.split(k_row, 2)[i % 2], 3)
+        near = candidates(agent, state.policy, s, k_jump, 1)
+        guesses = guesses_near(k_score, near, 4)
+
+        def energy(a, s=s):
+            return 10 / spread * q_value(agent, state.critic, s, a)
+
+        def u(a, r, t, s=s):
+            return agent.policy_net.apply(state.policy, a, r, t, s)
+
+        def velocity(a, t, s=s, energy=energy, guesses=guesses):
+            slope = fit_slope(guesses, energy(guesses))
+            score = 1 + 4 * (1 - t) ** 2
+            score *= shared_score(energy, slope, a, jnp.maximum(t, 1e-3), agent.sde)
+            return -0.5 * agent.sde.beta(t) * (a + score)
+
+        a_t = starts[i] if t[i] == 1 else agent.sde.perturb(noises[i], a, t[i])
+        aim = lagrangian_target(u, velocity, a_t, r[i], t[i])
+        losses.append(np.sum((u(a_t, r[i], t[i]) - aim) ** 2))
+    loss = agent.policy_loss(state.policy, state, batch, key)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=2e-4)
+
+
 def test_sharpening_multiplies_the_score_and_only_late():
     a, observation, key = jnp.array([0.2, -0.5]), jnp.ones(3), jax.random.PRNGKey(2)
     state = SOM(TINY, 3, 2).init(key)
@@ -119,7 +157,8 @@ def test_profiles_and_names():
         make_agent("som", 3, 2, widht=3)
     with pytest.raises(ValueError, match="papper"):
         make_agent("som", 3, 2, profile="papper")
-    for name in ("num_samples", "policy_batch", "target_particles"):
+    counts = ("num_samples", "policy_batch", "rows_per_state", "target_particles")
+    for name in counts:
         with pytest.raises(ValueError, match=f"{name} is 0; at least 1 is wanted"):
             replace(TINY, **{name: 0})
     with pytest.raises(ValueError, match=r"anchor_share is 0; the semigroup"):

@@ -78,6 +78,12 @@ def test_operations_by_hand():
     assert parts["N pass"] == 4 * (pi + pi_s)
     assert parts["critics"] == 32 * (kappa + kappa_s)  # 2 * 4 rows, four passes
     assert parts["policy"] == 12 * (pi + pi_s) + 8 * 3 * kappa
+    changes = {"estimator": "shared", "rows_per_state": 2, "policy_batch": 3}
+    parts = operations(make_agent("som", 2, 1, **shape | changes))
+    gradients = 2 * 2 * (kappa + kappa_s)
+    jump = pi + pi_s
+    assert parts["K pass"] == 3 * (2 * kappa + kappa_s + gradients + jump)
+    assert parts["policy"] == 24 * (pi + pi_s) + 8 * 3 * kappa
 
 
 def test_the_gradient_at_the_guesses_doubles_the_k_pass():
