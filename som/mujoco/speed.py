@@ -503,7 +503,7 @@ def loop_speed(
 AXES: dict[str, tuple[str, tuple[int, ...]]] = {
     "K": ("num_samples", (25, 50, 100, 200)),
     "batch": ("batch_size", (64, 128, 256, 512)),
-    "N": ("num_particles", (1, 8, 32, 128)),
+    "N": ("target_particles", (1, 8, 32, 128)),
     "width": ("width", (64, 128, 256, 512)),
     "seeds": ("seeds", (1, 2, 5, 10)),
 }  # what grows: its field, "seeds" or one of the configuration; values

@@ -91,14 +91,14 @@ def test_the_gradient_at_the_guesses_doubles_the_k_pass():
         operations(with_config(estimator=name))["K pass"] for name in ("box", "idem")
     )
     assert 1.99 < idem / box < 2
-    centre = operations(with_config())["K pass"]
+    centre = operations(with_config(estimator="combined"))["K pass"]
     assert box < centre < 1.03 * box
 
 
-@pytest.mark.parametrize("field", ["num_samples", "num_particles", "batch_size"])
+@pytest.mark.parametrize("field", ["num_samples", "target_particles", "batch_size"])
 def test_operations_grow_in_proportion(field):
-    part = {"num_samples": "K pass", "num_particles": "N pass"}.get(field, "critics")
-    one, two = (operations(with_config(**{field: 64 * i}))[part] for i in (1, 2))
+    part = {"num_samples": "K pass", "target_particles": "N pass"}.get(field, "critics")
+    one, two = (operations(with_config(**{field: 512 * i}))[part] for i in (1, 2))
     assert two / one == pytest.approx(2, rel=0.05)
 
 
