@@ -228,6 +228,8 @@ def _report(out: Path) -> None:
     _print_final(record)
     spent, seconds = _evaluating(record), record["wall_seconds"]
     print(f"learned in {clock(seconds)}, evaluation {spent / seconds:.0%}")
+    if spent > max(60.0, seconds / 2):
+        print("  (fewer episodes cost less: --set episodes=N)")
     print(f"  curve   {out / 'learning_curve.png'}")
     print(f"  policy  {out / 'policy.npz'} (the best is policy-best.npz)")
     print(f"  metrics {out / 'metrics.csv'}")

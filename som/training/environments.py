@@ -22,6 +22,7 @@ __all__ = [
     "Batched",
     "LONGEST",
     "Environments",
+    "longest_episode",
     "make",
 ]
 
@@ -941,6 +942,27 @@ class Environments:
         if self._episode[0] < 0:
             raise ValueError(f"{self.env_id} needs reset() before step()")
         return actions
+
+
+def longest_episode(env: Any) -> int:
+    """Steps after which an episode of a task is cut; 1000 without a limit.
+
+    Args:
+        env: an id, a factory or a Task.
+
+    Raises:
+        ValueError: as make_one does.
+    """
+    task = as_task(env)
+    known = isinstance(task.env, str) and not task.wrappers
+    spec = _find(task.env) if known else None
+    if spec and spec.max_episode_steps and not task.kwargs:
+        return spec.max_episode_steps
+    one = make_one(task)
+    try:
+        return _limit(one)
+    finally:
+        one.close()
 
 
 def _has_rules(task):

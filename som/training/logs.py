@@ -138,9 +138,11 @@ def first_line(config: dict[str, Any]) -> str:
         f"on {where}: {config['steps']:,} steps, "
         f"{count} seed{'s' * (count > 1)}"
     )
-    usual = schedule(AGENTS[config["algo"]], config["profile"]).warmup
-    if warmup < usual and warmup == config["steps"] // 2:  # not by hand
-        line += f", warm-up {warmup:,} steps (in longer runs {usual:,})"
+    usual = schedule(AGENTS[config["algo"]], config["profile"])
+    if warmup < usual.warmup and warmup == config["steps"] // 2:
+        line += f", warm-up {warmup:,} steps (usually {usual.warmup:,})"
+    if (each := config["loop"]["episodes"]) < usual.episodes:
+        line += f", {each} episodes an evaluation (usually {usual.episodes})"
     return line
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "make_config",
     "restore_loop",
     "seed_numbers",
+    "TESTED",
     "shortened",
     "INIT",
     "ACT",
@@ -162,10 +163,12 @@ def make_config(
         closest(name, own | {f.name for f in fields(agent)}, "setting")
     given = {k: v for k, v in overrides.items() if k in own}
     rest = {k: v for k, v in overrides.items() if k not in own}
-    loop = replace(usual, **shortened(usual, steps) | given)
+    task = environments.as_task(env)
+    longest = environments.longest_episode(task)
+    less = shortened(usual, steps, longest, given.get("evaluations"))
+    loop = replace(usual, **less | given)
     if not AGENTS[algo].on_policy:
         _check_it_learns(loop, steps)
-    task = environments.as_task(env)
     config = {
         "algo": algo,
         "env": task.name,
@@ -211,11 +214,33 @@ def seed_numbers(seeds) -> list[int]:
     return numbers
 
 
-def shortened(usual: LoopConfig, steps: int) -> dict[str, int]:
-    """What a schedule for long runs becomes in one of some steps."""
+TESTED = 6
+"""Environment steps of evaluation, at most, for each step of learning."""
+
+
+def shortened(
+    usual: LoopConfig,
+    steps: int,
+    longest: int,
+    evaluations: int | None = None,
+) -> dict[str, int]:
+    """What a schedule for long runs becomes in one of some steps.
+
+    Args:
+        usual: the schedule.
+        steps: environment steps of the run.
+        longest: steps of the task's longest episode.
+        evaluations: how many are made, if that is given.
+
+    Returns:
+        warmup, evaluations and episodes, Equation (eq-loop-episodes).
+    """
+    number = min(usual.evaluations, max(1, steps // 1000))
+    fit = TESTED * steps // ((evaluations or number) * longest)
     return {
         "warmup": min(usual.warmup, steps // 2),
-        "evaluations": min(usual.evaluations, max(1, steps // 1000)),
+        "evaluations": number,
+        "episodes": min(usual.episodes, max(1, fit)),
     }
 
 

@@ -156,9 +156,7 @@ def evaluation_is_due(trainer: Trainer, last_steps: int) -> bool:
     if trainer.steps // every == last_steps // every:
         return False
     last = trainer.curve[-1]["updates"] if trainer.curve else -1
-    spent = evaluation_seconds(trainer.curve)
-    costly = spent > max(60.0, trainer.seconds / 2)
-    return last < int(trainer.state.step) and not costly
+    return last < int(trainer.state.step)
 
 
 def evaluation_seconds(curve: list[dict[str, Any]]) -> float:
@@ -445,7 +443,7 @@ def check_same(out: Path, config: dict[str, Any], asked) -> None:
         ValueError: a setting differs.
     """
     saved = _settings(records.read_record(out / "config.json"))
-    skip = {"warmup", "evaluations"} - set(asked)
+    skip = {"warmup", "evaluations", "episodes"} - set(asked)
     differing = [
         f"{name} is {saved.get(name)} there and {value} here"
         for name, value in _settings(config).items()

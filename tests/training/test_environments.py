@@ -18,6 +18,7 @@ from som.training.environments import (
     Plain,
     Task,
     TaskError,
+    longest_episode,
     make,
     make_one,
     rescale,
@@ -603,6 +604,22 @@ def test_the_limit_of_a_wrapper_in_a_factory_is_found():
     make_timed = lambda: gym.wrappers.TimeLimit(Own(), 2500)  # noqa: E731
     with make(make_timed, 1, 0) as environments:
         assert environments.max_episode_steps == 2500
+
+
+@pytest.mark.parametrize(
+    ("task", "steps"),
+    [
+        (Task("Hopper-v4"), 1000), (Task("Reacher-v4"), 50),
+        (Task("Hopper-v4", {"max_episode_steps": 30}), 30), (Task(Own), 1000),
+        (Task(Own, {}, [partial(gym.wrappers.TimeLimit, max_episode_steps=7)]), 7),
+        (Task("Reacher-v4", {}, [gym.wrappers.TimeAwareObservation]), 50),
+    ],
+)  # fmt: skip
+def test_the_longest_episode_is_that_of_the_copies(task, steps):
+    assert longest_episode(task) == steps
+    with make(task, 1, 0) as environments:
+        assert environments.max_episode_steps == steps
+    assert Own.open == 0
 
 
 def test_a_long_time_limit_keeps_states_small():

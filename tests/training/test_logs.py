@@ -53,7 +53,7 @@ def test_first_line_says_where_and_what_is_shortened():
     config = make_config("som", "Hopper-v4", 4_000, 2, "laptop", {})
     assert logs.first_line(config) == (
         "som on Hopper-v4, profile laptop, on cpu: 4,000 steps, 2 seeds, "
-        "warm-up 2,000 steps (in longer runs 5,000)"
+        "warm-up 2,000 steps (usually 5,000), 6 episodes an evaluation (usually 20)"
     )
 
 

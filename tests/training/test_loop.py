@@ -3,16 +3,17 @@
 import threading
 from dataclasses import asdict, replace
 
+import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from carts import AGENT, LOOP, advance, config
-from examples import Climber
+from examples import Cart, Climber
 
 from som.agent.actor_critic import AGENTS, make_agent
 from som.agent.critic import Transition
-from som.training import loop, replay
+from som.training import environments, loop, replay, sweep
 
 
 @pytest.mark.parametrize(
@@ -67,15 +68,43 @@ def test_an_agent_may_change_its_schedule():
 
 
 @pytest.mark.parametrize(
-    ("steps", "warmup", "evaluations"),
-    [(500, 250, 1), (4_000, 2_000, 4), (10_000, 5_000, 10), (50_000, 5_000, 12)],
-)
-def test_a_short_run_keeps_its_proportions(steps, warmup, evaluations):
+    ("steps", "warmup", "evaluations", "episodes"),
+    [
+        (500, 250, 1, 3), (4_000, 2_000, 4, 6), (10_000, 5_000, 10, 6),
+        (20_000, 5_000, 12, 10), (40_000, 5_000, 12, 20), (50_000, 5_000, 12, 20),
+    ],
+)  # fmt: skip
+def test_a_short_run_keeps_its_proportions(steps, warmup, evaluations, episodes):
     made = loop.make_config("som", "Hopper-v4", steps, [0], "laptop", {})["loop"]
-    assert (made["warmup"], made["evaluations"]) == (warmup, evaluations)
-    given = {"warmup": 100, "evaluations": 40}
+    assert made["warmup"] == warmup
+    assert (made["evaluations"], made["episodes"]) == (evaluations, episodes)
+    assert evaluations * episodes * 1000 <= 6 * steps
+    given = {"warmup": 100, "evaluations": 40, "episodes": 20}
     made = loop.make_config("som", "Hopper-v4", steps, [0], "laptop", given)["loop"]
-    assert (made["warmup"], made["evaluations"]) == (100, 40)
+    assert {name: made[name] for name in given} == given
+    given = {"evaluations": 40}  # then fewer episodes fit
+    made = loop.make_config("som", "Hopper-v4", steps, [0], "laptop", given)["loop"]
+    assert made["episodes"] == max(1, min(20, 6 * steps // 40_000))
+
+
+@pytest.mark.parametrize("profile", ["laptop", "sample-efficient", "paper"])
+@pytest.mark.parametrize("env", environments.TASKS)
+def test_the_protocol_of_sweeps_is_played_whole(profile, env):
+    """20 episodes, 12 times in 50 000 steps and 40 times in the paper's runs."""
+    steps = sweep.usual_steps("som", env, profile)
+    made = loop.make_config("som", env, steps, [0], profile, {})["loop"]
+    assert made["episodes"] == 20
+    assert made["evaluations"] == (40 if profile == "paper" else 12)
+
+
+def test_long_episodes_are_played_less_often():
+    def long(limit):
+        return gym.wrappers.TimeLimit(Cart(), limit)
+
+    for limit, episodes in ((1_000, 20), (2_000, 12), (10_000, 2), (10**6, 1)):
+        task = environments.Task(long, {"limit": limit})
+        made = loop.make_config("som", task, 50_000, [0], "laptop", {})["loop"]
+        assert (made["evaluations"], made["episodes"]) == (12, episodes)
 
 
 @pytest.mark.parametrize(("warmup", "least"), [(200, 201), (201, 301), (0, 101)])

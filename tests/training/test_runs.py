@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from carts import STEPS, assert_same_arrays, config, train
+from carts import AGENT, LOOP, STEPS, assert_same_arrays, config, train
 from examples import Cart
 
 from som.training import checkpoints, environments, logs, loop, records, runs
@@ -220,11 +220,33 @@ def test_an_untouched_network_is_evaluated_once():
     assert len(set(updates)) == len(updates) == 6  # at 100, and from 600 on
 
 
-def test_evaluation_never_costs_more_than_learning(monkeypatch):
-    monkeypatch.setattr(runs, "evaluation_seconds", lambda curve: 1e9 * len(curve))
-    run = train(evaluations=10, steps=1000)
-    assert [point["step"] for point in run.record["curve"]] == [100, 1000]
-    assert all(point["evaluation_seconds"] > 0 for point in run.record["curve"])
+def test_the_curve_does_not_depend_on_the_clock(monkeypatch):
+    """However slow a machine is at evaluating, each evaluation takes place."""
+    quick = train(evaluations=5)
+
+    def slow(policy, **words):
+        return time.sleep(1) or evaluate(policy, **words)
+
+    monkeypatch.setattr(runs, "evaluate", slow)
+    curves = [run.record["curve"] for run in (quick, train(evaluations=5))]
+    for one, two in zip(*curves, strict=True):
+        assert (one["step"], one["returns"]) == (two["step"], two["returns"])
+    assert [point["step"] for point in curves[0]] == [200, 400, 600, 800, 1000]
+    assert all(point["evaluation_seconds"] >= 1 for point in curves[1])
+
+
+def test_a_short_run_on_long_episodes_says_how_few_it_plays(tmp_path, capsys):
+    """And a run of an older version, which played more, is taken up as it was."""
+    kept = {k: v for k, v in LOOP.items() if k not in ("evaluations", "episodes")}
+    words = {"env": Cart, "steps": 1000, **AGENT, **kept}
+    run = runs.train(**words, out=tmp_path, progress=True)
+    assert np.shape(run.record["curve"][0]["returns"]) == (1, 6)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith(", 6 episodes an evaluation (usually 20)")
+    config_of = records.read_record(tmp_path / "config.json")
+    config_of["loop"]["episodes"] = 20
+    records.write_record(tmp_path / "config.json", config_of)
+    assert runs.train(**words, out=tmp_path).record == run.record
 
 
 def test_no_checkpoint_before_the_end(tmp_path):
