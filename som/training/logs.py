@@ -262,7 +262,9 @@ class TensorBoard:
             raise ValueError(_missing("tensorboardX")) from None
         purge = step + 1 if step else None
         self.writer = SummaryWriter(
-            str(out / "tensorboard"), purge_step=purge
+            str(out / "tensorboard"),
+            purge_step=purge,
+            filename_suffix=f".{step}",
         )
 
     def write(self, table: list[dict[str, Any]]) -> None:

@@ -1,6 +1,8 @@
 """Logs: what a run tells while it learns, and never twice."""
 
 import io
+import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ from carts import train
 from rich.console import Console
 
 import som
-from som.training import logs
+from som.training import logs, runs
 from som.training.loop import make_config
 
 
@@ -76,13 +78,62 @@ def test_a_missing_writer_gets_a_sentence(tmp_path, monkeypatch):
         assert not (tmp_path / name / "config.json").exists()
 
 
-def test_tensorboard_gets_the_rows(tmp_path):
-    pytest.importorskip("tensorboardX")
-    train(tmp_path, steps=300, log="tensorboard")
-    files = list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
-    assert len(files) == 1
-    data = files[0].read_bytes()
-    assert b"critic/loss/seed_0" in data and b"evaluation/return/seed_0" in data
+def read_events(folder):
+    """The scalars of TensorBoard's files, {step: {tag: value}}, and what is purged.
+
+    A file is a row of records: 8 bytes of length, 4 of checksum, the record, 4 more.
+    """
+    event_pb2 = pytest.importorskip(
+        "tensorboardX.proto.event_pb2", reason="tensorboardX is not installed"
+    )
+    scalars, purged = {}, []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            size = 12 + int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12:size])
+            data = data[size + 4 :]
+            if event.HasField("session_log"):
+                purged.append(event.step)
+                scalars = {k: v for k, v in scalars.items() if k < event.step}
+            for value in event.summary.value:
+                scalars.setdefault(event.step, {})[value.tag] = value.simple_value
+    return scalars, purged
+
+
+def logged_table(folder):
+    """The rows of metrics.csv as TensorBoard is told them."""
+    table = {}
+    for row in logs.read_table(folder / "metrics.csv"):
+        now = table.setdefault(int(row["step"]), {})
+        for name, value in row.items():
+            if name not in ("step", "seed") and value:
+                now[f"{name}/seed_{row['seed']}"] = float(value)
+    return table
+
+
+def test_tensorboard_shows_the_table(tmp_path):
+    """Also of a run that lost its last chunks and made them again."""
+    kept = tmp_path / "kept.npz"
+
+    def keep(step, metrics):
+        if step == 400:
+            shutil.copy(tmp_path / "run" / "checkpoint.npz", kept)  # of step 300
+
+    words = {"steps": 500, "seeds": 2, "checkpoint_seconds": 1e-9}
+    run = train(tmp_path / "run", keep, log="tensorboard", **words)
+    shutil.copy(kept, run.out / "checkpoint.npz")
+    (run.out / "record.json").unlink()
+    for killed in (False, True):
+        if killed:
+            runs.resume(run.out, log="tensorboard")
+        scalars, purged = read_events(run.out / "tensorboard")
+        table = logged_table(run.out)
+        assert list(scalars) == list(table) == [100, 200, 300, 400, 500]
+        for step, row in table.items():
+            assert scalars[step] == pytest.approx(row, rel=1e-6)
+        assert purged == [301] * killed
+    assert {"critic/loss/seed_1", "evaluation/return/seed_0"} <= set(scalars[500])
 
 
 def test_wandb_gets_the_rows_offline(tmp_path, monkeypatch):
@@ -100,3 +151,28 @@ def test_wandb_gets_the_rows_offline(tmp_path, monkeypatch):
     assert list(logged) == [100, 200, 300]
     assert {"critic/loss/seed 0", "critic/loss/seed 1"} <= set(logged[300])
     assert "critic/loss/seed 0" not in logged[200]
+
+
+def test_wandb_itself_keeps_the_rows(tmp_path, monkeypatch):
+    """Not in CI, where it is not installed: it is large, and logs in by default."""
+    reason = "wandb is not installed: `pip install -e .[logs]` brings it"
+    wandb = pytest.importorskip("wandb", reason=reason)
+    datastore = pytest.importorskip("wandb.sdk.internal.datastore")
+    record_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    train(tmp_path, steps=300, log="wandb")
+    wandb.teardown()
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    store, rows = datastore.DataStore(), {}
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = record_pb2.Record.FromString(data)
+        row = {
+            "/".join(i.nested_key) or i.key: i.value_json for i in record.history.item
+        }
+        if row:
+            rows[int(row["_step"])] = row
+    for step, wanted in logged_table(tmp_path).items():
+        got = {k.replace(" ", "_"): json.loads(v) for k, v in rows[step].items()}
+        assert wanted.items() <= got.items()
