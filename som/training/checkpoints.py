@@ -32,7 +32,15 @@ def _contents(trainer: Trainer, buffer, rows) -> dict[str, Any]:
         "buffer": buffer._replace(rows=rows),
         "rows": trainer.rows,
         "envs": [env.state() for env in trainer.envs],
+        **_seen(trainer, slice(None)),
     }
+
+
+def _seen(trainer: Trainer, seeds) -> dict[str, Any]:
+    """What some seeds have seen, if that counts."""
+    if trainer.seen is None:
+        return {}
+    return {"seen": jax.tree.map(lambda x: x[seeds], trainer.seen)}
 
 
 def _metadata(trainer: Trainer) -> dict[str, Any]:
@@ -76,6 +84,7 @@ def load_checkpoint(trainer: Trainer, path: Path):
     rows = jax.ShapeDtypeStruct(shape, jnp.float32)
     tree, metadata = records.load(path, _contents(trainer, empty, rows))
     _restore(trainer, tree["state"], tree["envs"], metadata)
+    trainer.seen = tree.get("seen")
     trainer.rows = tree["rows"]
     return replay.Replay(
         _fill(empty.rows, tree["buffer"].rows),
@@ -129,7 +138,8 @@ def _one_seed(trainer: Trainer, i: int) -> dict[str, Any]:
     state = trainer.state
     pick = jax.tree.map(lambda x: x[i], state._replace(step=()))
     pick = _moments(pick._replace(step=state.step), _halve)
-    return {"state": pick, "envs": trainer.envs[i].state()}
+    envs = trainer.envs[i].state()
+    return {"state": pick, "envs": envs, **_seen(trainer, i)}
 
 
 def save_packed(trainer: Trainer, out: Path) -> None:
@@ -177,6 +187,9 @@ def load_packed(trainer: Trainer, out: Path):
     state = jax.tree.map(lambda *x: np.stack(x), *states)
     state = _moments(state._replace(step=states[0].step), _widen)
     _restore(trainer, state, [tree["envs"] for tree in trees], metadata)
+    if trainer.seen is not None:
+        parts = [tree["seen"] for tree in trees]
+        trainer.seen = jax.tree.map(lambda *x: np.stack(x), *parts)
     return refill(trainer)
 
 

@@ -15,11 +15,13 @@ __all__ = [
     "load",
     "bend",
     "net",
+    "shown",
     "candidates",
     "value",
     "act",
     "BENDS",
     "net_lines",
+    "shown_lines",
     "candidate_lines",
     "best_lines",
     "to_onnx",
@@ -45,7 +47,7 @@ import numpy as np
 from som.agent.networks import EPSILON, Critic, TimeEmbedding
 from som.agent.som import OneStep
 from som.training import environments, records
-from som.training.policy import Policy
+from som.training.policy import CLIP, Policy
 
 
 # %% The layers, written out
@@ -204,6 +206,9 @@ def to_arrays(policy: Policy) -> dict[str, np.ndarray]:
     }
     if len(how.noise) > 1:
         numbers |= twins(agent, policy.state.critic)
+    if policy.scale is not None:
+        mean, std = policy.scale
+        numbers |= {"seen_mean": mean, "seen_std": std, "seen_clip": CLIP}
     words = {"form": np.array(how.form), "activation": np.array(bend)}
     return words | {k: np.asarray(v, np.float32) for k, v in numbers.items()}
 
@@ -236,6 +241,15 @@ def net(arrays, name, *inputs):
     return h
 
 
+def shown(arrays, observation):
+    """What the networks are shown: in deviations, if they learned so."""
+    s = np.asarray(observation, np.float32)
+    if "seen_mean" not in arrays:
+        return s
+    s, most = s - arrays["seen_mean"], arrays["seen_clip"]
+    return np.clip(s / arrays["seen_std"], -most, most)
+
+
 def candidates(arrays, observation, noise):
     """Actions in [-1, 1], [N, A], from standard normal noise [N, A]."""
     if arrays["form"] == "step":
@@ -258,7 +272,7 @@ def act(arrays, observation, noise=None):
     It is the best of the candidates from noise [N, A], standard normal;
     without any, of those from the noise in the file, always the same.
     """
-    s = np.asarray(observation, np.float32)
+    s = shown(arrays, observation)
     noise = arrays["noise"] if noise is None else noise
     actions = candidates(arrays, s, np.asarray(noise, np.float32))
     best = np.argmax(value(arrays, s, actions)) if "q0_in_0" in arrays else 0
@@ -296,21 +310,32 @@ def net_lines(arrays: dict[str, np.ndarray], name: str, *inputs) -> list[str]:
     return lines
 
 
+def shown_lines(arrays: dict[str, np.ndarray]) -> list[str]:
+    """The lines from observation [B, O] to s, what the networks see."""
+    if "seen_mean" not in arrays:
+        return ["s = Identity (observation)"]
+    return [
+        "centred = Sub (observation, seen_mean)",
+        "deviations = Div (centred, seen_std)",
+        "s = Clip (deviations, seen_low, seen_clip)",
+    ]
+
+
 def candidate_lines(arrays: dict[str, np.ndarray]) -> list[str]:
-    """The lines from observation [B, O] and noise [N, A] to actions."""
+    """The lines from s [B, O] and noise [N, A] to actions."""
     spread = "rows = Unsqueeze (noise, axis_1)"
     if arrays["form"] == "step":
         return [
             spread,
             "z = Mul (rows, prior_std)",
-            *net_lines(arrays, "policy", "observation", "z"),
+            *net_lines(arrays, "policy", "s", "z"),
             "raw = Sub (z, policy)",
             "actions = Clip (raw, lowest, highest)",
         ]
     bend = "Tanh" if arrays["form"] == "squash" else "Identity"
     return [
         spread,
-        *net_lines(arrays, "policy", "observation"),
+        *net_lines(arrays, "policy", "s"),
         "mean, free_log_std = Split <axis = -1, num_outputs = 2> (policy)",
         "log_std = Clip (free_log_std, log_std_low, log_std_high)",
         "std = Exp (log_std)",
@@ -332,8 +357,8 @@ def best_lines(arrays: dict[str, np.ndarray]) -> list[str]:
     if "q0_bias_0" not in arrays:
         return ["best = Gather <axis = 0> (actions, first)", *scale]
     return [
-        *net_lines(arrays, "q0", "observation", "actions"),
-        *net_lines(arrays, "q1", "observation", "actions"),
+        *net_lines(arrays, "q0", "s", "actions"),
+        *net_lines(arrays, "q1", "s", "actions"),
         "q = Min (q0, q1)",
         "one = ArgMax <axis = 0, keepdims = 1> (q)",
         "index = Expand (one, sizes)",
@@ -364,7 +389,7 @@ def to_onnx(arrays: dict[str, np.ndarray], facts: dict[str, str]):
             "installed here: `pip install onnx` brings it"
         ) from None
     O, A = len(arrays["policy_in_0"]), len(arrays["low"])
-    lines = candidate_lines(arrays) + best_lines(arrays)
+    lines = shown_lines(arrays) + candidate_lines(arrays) + best_lines(arrays)
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 20], producer_name: "som">\n'
         f"policy (float[B, {O}] observation, float[N, {A}] noise) => "
@@ -380,6 +405,7 @@ def to_onnx(arrays: dict[str, np.ndarray], facts: dict[str, str]):
         "reach": (arrays["high"] - arrays["low"]) / 2,
         "lowest": np.float32(-1),
         "highest": np.float32(1),
+        "seen_low": -arrays.get("seen_clip", np.float32(0)),
         "log_std_low": low,
         "log_std_high": high,
     }
@@ -402,6 +428,8 @@ def check(policy: Policy, arrays: dict[str, np.ndarray]) -> None:
     rng, n = np.random.default_rng(0), 8
     low, high = arrays["low"], arrays["high"]
     s = rng.normal(size=(n, policy.agent.observation_size))
+    if policy.scale is not None:  # states as it knows them
+        s = policy.scale.mean + policy.scale.std * s
     s = s.astype(np.float32)
     ours = policy(s, seed=0)
     plain = np.stack([act(arrays, row) for row in s])
@@ -409,7 +437,7 @@ def check(policy: Policy, arrays: dict[str, np.ndarray]) -> None:
     if "q0_in_0" in arrays:
         a = rng.uniform(-1, 1, (n, len(low))).astype(np.float32)
         pairs = zip(s, a[:, None], strict=True)
-        values = [value(arrays, *pair)[0] for pair in pairs]
+        values = [value(arrays, shown(arrays, x), y)[0] for x, y in pairs]
         same |= np.isclose(policy.q(s, ours), policy.q(s, plain), rtol=1e-5)
         expected = policy.q(s, environments.rescale(a, low, high))
         same &= np.isclose(values, expected, rtol=1e-3, atol=1e-3)
@@ -431,7 +459,7 @@ import numpy as np
 
 ''' + "\n\n".join(
     inspect.getsource(part)
-    for part in (load, bend, net, candidates, value, act)
+    for part in (load, bend, net, shown, candidates, value, act)
 )
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "defaults",
     "make_config",
     "restore_loop",
+    "completed",
     "seed_numbers",
     "TESTED",
     "shortened",
@@ -25,6 +26,10 @@ __all__ = [
     "learn",
     "learn_on_policy",
     "store",
+    "Seen",
+    "nothing_seen",
+    "see",
+    "scale_of",
     "Trainer",
     "act",
     "collect",
@@ -38,7 +43,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +52,14 @@ import numpy as np
 from som.agent.critic import Transition
 from som.agent.actor_critic import AGENTS, closest, make_agent
 from som.training import environments, records, replay
-from som.training.policy import Policy, acting, restore_agent
+from som.training.policy import (
+    Policy,
+    Scale,
+    acting,
+    normalize,
+    of_this_version,
+    restore_agent,
+)
 
 
 # %% The order of one run
@@ -59,18 +71,25 @@ class LoopConfig:
         ValueError: a field that is not a number of the right kind and size.
     """
 
-    num_envs: int = 5  # environments per seed
-    warmup: int = 100_000  # environment steps of uniform actions
-    capacity: int = 1_000_000  # rows of the replay buffer
-    updates_per_step: float = 0.2  # updates per environment step
-    chunk_steps: int = 250  # environment steps per dispatch
-    evaluations: int = 40  # evenly spaced over the run
-    episodes: int = 20  # per evaluation
-    checkpoint_seconds: float = 300.0  # between two checkpoints; inf: none
+    num_envs: int = 5  # copies of the task for each seed
+    warmup: int = 100_000  # environment steps of uniform actions at the start
+    capacity: int = 1_000_000  # rows of the replay buffer, one for each step
+    updates_per_step: float = 0.2  # updates for each environment step
+    chunk_steps: int = 250  # environment steps between two dispatches
+    evaluations: int = 40  # number of them, evenly spaced over the run
+    episodes: int = 20  # number in each evaluation, for each seed
+    checkpoint_seconds: float = 300.0  # seconds between two; inf: none
+    normalize_observations: bool = False  # in deviations from their mean
 
     def __post_init__(self):
         for f in fields(self):
             value, count = getattr(self, f.name), f.type is int
+            if f.type is bool:
+                if not isinstance(value, bool):
+                    raise ValueError(
+                        f"{f.name} is {value!r}; True or False is wanted"
+                    )
+                continue
             least = 0 if f.name == "warmup" else 1 if count else 1e-9
             kind = int if count else int | float
             if not (isinstance(value, kind) and value >= least):
@@ -191,6 +210,12 @@ def restore_loop(stored: dict[str, Any]) -> LoopConfig:
     return LoopConfig(**numbers)
 
 
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored run's settings with those that have come since."""
+    loop = asdict(restore_loop(config["loop"]))
+    return records.as_json(of_this_version(config) | {"loop": loop})
+
+
 def seed_numbers(seeds) -> list[int]:
     """Seeds as a list; a whole number n is 0, 1, ..., n - 1.
 
@@ -289,7 +314,7 @@ def fold(keys, i):
 
 # %% Learning: many updates in one dispatch
 @partial(jax.jit, static_argnames=("agent", "updates"), donate_argnums=2)
-def learn(agent, state, buffer, rows, keys, updates: int):
+def learn(agent, state, buffer, rows, keys, updates: int, scale=None):
     """Add fresh rows, then make many updates, in one dispatch.
 
     Args:
@@ -299,6 +324,7 @@ def learn(agent, state, buffer, rows, keys, updates: int):
         rows: packed transitions [S, n, D].
         keys: random keys [S, 2].
         updates: number of updates.
+        scale: in which units the agents observe, [S, O]; None: as it is.
 
     Returns:
         state, buffer, and metrics averaged over the updates [S].
@@ -306,12 +332,12 @@ def learn(agent, state, buffer, rows, keys, updates: int):
     buffer = jax.vmap(replay.add)(buffer, rows)
     axes = seed_axes(state)
 
-    def one(state, buffer, key):
+    def one(state, buffer, key, scale):
         k_draw, k_update = jax.random.split(key)
         places = replay.draw(buffer, k_draw, agent.config.batch_size)
         drawn, kept = buffer.rows[places], agent.rewrites
         batch = replay.unpack(drawn, agent.action_size, kept)
-        batch = agent.revise(state, batch)
+        batch = agent.revise(state, _shown(batch, scale))
         if kept:
             width = agent.action_size
             rows = buffer.rows.at[places, -width:].set(batch.guide)
@@ -320,8 +346,10 @@ def learn(agent, state, buffer, rows, keys, updates: int):
         return state, buffer, metrics
 
     def body(carry, i):
-        every = jax.vmap(one, (axes, 0, 0), (axes, 0, 0))
-        state, buffer, metrics = every(carry[0], carry[1], fold(keys, i))
+        every = jax.vmap(one, (axes, 0, 0, 0), (axes, 0, 0))
+        state, buffer, metrics = every(
+            carry[0], carry[1], fold(keys, i), scale
+        )
         return (state, buffer), metrics
 
     (state, buffer), metrics = jax.lax.scan(
@@ -330,8 +358,16 @@ def learn(agent, state, buffer, rows, keys, updates: int):
     return state, buffer, jax.tree.map(partial(jnp.mean, axis=0), metrics)
 
 
+def _shown(batch: Transition, scale: Scale | None) -> Transition:
+    """A batch with its observations as the agent is shown them."""
+    return batch._replace(
+        observation=normalize(batch.observation, scale),
+        next_observation=normalize(batch.next_observation, scale),
+    )
+
+
 @partial(jax.jit, static_argnames=("agent", "num_envs"))
-def learn_on_policy(agent, state, rows, keys, num_envs: int):
+def learn_on_policy(agent, state, rows, keys, num_envs: int, scale=None):
     """One update from all the rows of a chunk, in their order.
 
     Args:
@@ -340,6 +376,7 @@ def learn_on_policy(agent, state, rows, keys, num_envs: int):
         rows: packed transitions [S, n, D], n = T E.
         keys: random keys [S, 2].
         num_envs: E.
+        scale: as in learn.
 
     Returns:
         state, and metrics [S].
@@ -347,10 +384,51 @@ def learn_on_policy(agent, state, rows, keys, num_envs: int):
     axes, (num, _, width) = seed_axes(state), rows.shape
     rows = rows.reshape(num, -1, num_envs, width)
     batch = replay.unpack(rows, agent.action_size)
+    batch = jax.vmap(_shown)(batch, scale)
     return jax.vmap(agent.update, (axes, 0, 0), (axes, 0))(state, batch, keys)
 
 
 store = jax.jit(jax.vmap(replay.add), donate_argnums=0)
+
+
+# %% The scale of what was seen
+class Seen(NamedTuple):
+    """How many observations were collected, their mean and spread."""
+
+    number: np.ndarray  # [S, 1]
+    mean: np.ndarray  # [S, O]
+    spread: np.ndarray  # sum of squared distances from the mean, [S, O]
+
+
+def nothing_seen(num: int, size: int) -> Seen:
+    """Before the first observation, of some seeds and coordinates."""
+    zeros = np.zeros((num, size))
+    return Seen(np.zeros((num, 1)), zeros, zeros)
+
+
+def see(seen: Seen, observations: np.ndarray) -> Seen:
+    """What was seen with some more observations, Equation (eq-loop-merge).
+
+    Args:
+        seen: of S seeds.
+        observations: new ones, [S, n, O].
+    """
+    new = np.asarray(observations, np.float64)
+    more, mean = new.shape[1], new.mean(1)
+    spread = np.square(new - mean[:, None]).sum(1)
+    number, gap = seen.number + more, mean - seen.mean
+    return Seen(
+        number,
+        seen.mean + gap * more / number,
+        seen.spread + spread + gap**2 * seen.number * more / number,
+    )
+
+
+def scale_of(seen: Seen) -> Scale:
+    """Mean and deviation of what was seen, [S, O] in single precision."""
+    std = np.sqrt(seen.spread / np.maximum(seen.number, 1))
+    varies = std > 1e-6 * np.abs(seen.mean)
+    return Scale(np.float32(seen.mean), np.float32(np.where(varies, std, 1)))
 
 
 # %% What a run holds
@@ -387,7 +465,11 @@ class Trainer:
         self.state = init_seeds(self.agent, self.seeds)
         self.chunk, self.seconds = 0, 0.0
         self.curve: list[dict[str, Any]] = []
-        self.best: Any = None  # what each seed acted with at its best
+        self.best: Any = None  # what each seed acted with at its best,
+        self.best_scale: Scale | None = None  # and in which units
+        self.seen: Seen | None = None
+        if self.loop.normalize_observations:
+            self.seen = nothing_seen(len(self.seeds), sizes[0])
         self.ends: Any = None  # see collect
         self.slices: list[
             dict[str, Any]
@@ -424,26 +506,32 @@ class Trainer:
         """Chunks of the whole run."""
         return -(-self.config["steps"] // self.rows.shape[1])
 
+    @property
+    def scale(self) -> Scale | None:
+        """In which units the agents observe now; None: as it is."""
+        return None if self.seen is None else scale_of(self.seen)
+
     def key(self, stream: int, i: int):
         """Keys [S, 2] of a stream in chunk i, Equation (eq-loop-keys)."""
         return fold(fold(self.keys, stream), i)
 
-    def policy(self, index: int = 0, state=None) -> Policy:
-        """The policy of one seed, the current one or that of a state."""
+    def policy(self, index: int = 0, best: bool = False) -> Policy:
+        """The policy of one seed, the current one or the best so far."""
         env = self.envs[0]
         return Policy(
             self.agent,
-            self.state if state is None else state,
+            self.best if best else self.state,
             self.task,
             env.action_low,
             env.action_high,
             index,
+            self.best_scale if best else self.scale,
         )
 
 
 # %% Collecting a chunk
 @partial(jax.jit, static_argnames=("agent", "explore"))
-def act(agent, state, observation, keys, explore: bool):
+def act(agent, state, observation, keys, explore: bool, scale=None):
     """Actions of all seeds.
 
     Args:
@@ -452,10 +540,12 @@ def act(agent, state, observation, keys, explore: bool):
         observation: [S, E, O].
         keys: random keys [S, 2].
         explore: add the exploration noise.
+        scale: in which units the agents observe, [S, O]; None: as it is.
 
     Returns:
         Actions in [-1, 1], [S, E, A].
     """
+    observation = jax.vmap(normalize)(observation, scale)
     choose = partial(agent.act, explore=explore)
     return jax.vmap(choose, (seed_axes(state), 0, 0))(
         state, observation, keys
@@ -468,7 +558,7 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
     Args:
         trainer: its environments and observations move on; its `ends` are
             the returns and lengths of the episodes that ended, [T, S, E]
-            each, with nan as the return where none did.
+            each, with nan as the return where none did; its `seen` grows.
         state: agent states to act with.
         keys: random keys [S, 2]; by default those of the current chunk.
 
@@ -477,7 +567,7 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
     """
     loop, state = trainer.loop, acting(trainer.agent, state)
     size = loop.num_envs, trainer.agent.action_size
-    warm = trainer.steps < loop.warmup
+    warm, scale = trainer.steps < loop.warmup, trainer.scale
     keys = trainer.key(ACT, trainer.chunk) if keys is None else keys
     keys = np.asarray(_fold_each(keys, loop.vector_steps))
     moves, ends = [], []
@@ -486,7 +576,14 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
             action = np.asarray(_uniform(now, size))
         else:
             action = np.asarray(
-                act(trainer.agent, state, trainer.observation, now, True)
+                act(
+                    trainer.agent,
+                    state,
+                    trainer.observation,
+                    now,
+                    True,
+                    scale,
+                )
             )
         pairs = zip(trainer.envs, action, strict=True)
         steps = zip(*(env.step(a) for env, a in pairs), strict=True)
@@ -505,6 +602,10 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
     trainer.ends = [np.stack(part) for part in zip(*ends, strict=True)]
     stacked: Any = (np.stack(part, 1) for part in zip(*moves, strict=True))
     taken = Transition(*stacked)
+    if trainer.seen is not None:
+        num, width = len(trainer.seeds), taken.observation.shape[-1]
+        flat = taken.observation.reshape(num, -1, width)
+        trainer.seen = see(trainer.seen, np.asarray(flat))
     if trainer.agent.rewrites:
         taken = taken._replace(guide=taken.action)
     return replay.pack(taken).reshape(trainer.rows.shape)
@@ -547,6 +648,7 @@ def run_chunk(trainer: Trainer, buffer):
             trainer.rows,
             trainer.key(LEARN, trainer.chunk),
             trainer.loop.updates,
+            trainer.scale,
         )
     elif trainer.chunk:
         buffer = store(buffer, trainer.rows)
@@ -560,6 +662,7 @@ def run_chunk(trainer: Trainer, buffer):
 
 
 def _learn_from_this_chunk(trainer: Trainer) -> dict[str, np.ndarray]:
+    scale = trainer.scale  # with which these actions are chosen
     trainer.rows = collect(trainer, trainer.state)
     trainer.state, metrics = learn_on_policy(
         trainer.agent,
@@ -567,6 +670,7 @@ def _learn_from_this_chunk(trainer: Trainer) -> dict[str, np.ndarray]:
         trainer.rows,
         trainer.key(LEARN, trainer.chunk),
         trainer.loop.num_envs,
+        scale,
     )
     trainer.chunk += 1
     metrics = jax.device_get(metrics)

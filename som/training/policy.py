@@ -5,6 +5,9 @@ Exported by tools/export.py from book/training/policy.md; edit the chapter.
 
 __all__ = [
     "acting",
+    "CLIP",
+    "Scale",
+    "normalize",
     "Policy",
     "evaluate",
     "rollout_states",
@@ -20,7 +23,7 @@ import operator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +45,31 @@ def acting(agent, state):
     return state._replace(**dict.fromkeys(agent.learning_only, ()))
 
 
+# %% Observations of one size
+CLIP = 10.0
+"""Deviations from the mean, at most, that an agent is shown."""
+
+
+class Scale(NamedTuple):
+    """In which units an agent observes; [O], or [S, O] of all seeds."""
+
+    mean: Any
+    std: Any
+
+
+def normalize(observation, scale: Scale | None):
+    """What an agent is shown, Equation (eq-policy-normalize).
+
+    Args:
+        observation: [..., O].
+        scale: mean and std, [O]; None: the observation as it is.
+    """
+    if scale is None:
+        return observation
+    deviations = (observation - scale.mean) / scale.std
+    return jnp.clip(deviations, -CLIP, CLIP)
+
+
 # %% Observations in, actions out
 class Policy:
     """A trained policy: NumPy observations in, NumPy actions out.
@@ -52,9 +80,12 @@ class Policy:
         env: the task it was trained on; an id, a factory or a Task.
         low, high: the task's action bounds, [A].
         index: which seed.
+        scale: in which units the agent observes, [S, O]; None: as it is.
     """
 
-    def __init__(self, agent, state, env: Any, low, high, index: int = 0):
+    def __init__(
+        self, agent, state, env: Any, low, high, index: int = 0, scale=None
+    ):
         self.agent, self.task = agent, environments.as_task(env)
         self.env_id = self.task.name
         self.algo = next(k for k, v in AGENTS.items() if isinstance(agent, v))
@@ -62,6 +93,10 @@ class Policy:
         self.state = jax.tree.map(
             lambda x: jnp.asarray(x)[index], state._replace(step=())
         )._replace(step=jnp.asarray(state.step))
+        self.scale: Scale | None = None
+        if scale is not None:
+            parts = (np.asarray(part, np.float32) for part in scale)
+            self.scale = Scale(*(part[index] for part in parts))
         self.low = np.asarray(low, np.float32)
         self.high = np.asarray(high, np.float32)
         self.reset()
@@ -98,7 +133,14 @@ class Policy:
         observation = self._observed(observation)
         key = self._key(seed)
         return np.asarray(
-            _act(self.agent, self.state, observation, key, seed is not None)
+            _act(
+                self.agent,
+                self.state,
+                self.scale,
+                observation,
+                key,
+                seed is not None,
+            )
         )
 
     def __call__(self, observation, seed: int | None = None) -> np.ndarray:
@@ -129,7 +171,7 @@ class Policy:
             raise ValueError(f"num is {num}; at least 1 is wanted")
         key, alike = self._key(seed), seed is not None
         actions = _candidates(
-            self.agent, self.state, observation, key, num, alike
+            self.agent, self.state, self.scale, observation, key, num, alike
         )
         return environments.rescale(np.asarray(actions), self.low, self.high)
 
@@ -163,7 +205,9 @@ class Policy:
         width = np.maximum(self.high - self.low, 1e-9)  # none where fixed
         inside = np.clip(action, self.low, self.high) - self.low
         inside = np.float32(2 * inside / width - 1)
-        return np.asarray(_q(self.agent, self.state, observation, inside))
+        return np.asarray(
+            _q(self.agent, self.state, self.scale, observation, inside)
+        )
 
     def _key(self, seed: int | None) -> np.ndarray:
         """The random key of this call, or that of a seed's call zero."""
@@ -214,14 +258,16 @@ def _whole(seed) -> int:
 
 
 @partial(jax.jit, static_argnames=("agent", "alike"))
-def _act(agent, state, observation, key, alike: bool):
+def _act(agent, state, scale, observation, key, alike: bool):
+    observation = normalize(observation, scale)
     one = lambda s: agent.act(state, s, key)
     alike = alike and observation.ndim == 2
     return (jax.vmap(one) if alike else one)(observation)
 
 
 @partial(jax.jit, static_argnames=("agent", "num", "alike"))
-def _candidates(agent, state, observation, key, num: int, alike: bool):
+def _candidates(agent, state, scale, observation, key, num, alike: bool):
+    observation = normalize(observation, scale)
     policy, (k_action, _) = agent.acting_policy(state), jax.random.split(key)
     one = lambda s: candidates(agent, policy, s, k_action, num)
     alike = alike and observation.ndim == 2
@@ -229,7 +275,8 @@ def _candidates(agent, state, observation, key, num: int, alike: bool):
 
 
 @partial(jax.jit, static_argnames="agent")
-def _q(agent, state, observation, action):
+def _q(agent, state, scale, observation, action):
+    observation = normalize(observation, scale)
     value = q_value(agent, state.critic, observation, action)
     return value / agent.config.reward_scale
 
@@ -328,7 +375,7 @@ def of_this_version(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_policy(
-    path: Path, config: dict[str, Any], agent, state, low, high
+    path: Path, config: dict[str, Any], agent, state, low, high, scale=None
 ) -> None:
     """Write the policies of all seeds to one small file.
 
@@ -338,17 +385,21 @@ def save_policy(
         agent: the algorithm.
         state: agent states [S, ...], one for each of the config's seeds.
         low, high: the task's action bounds, [A].
+        scale: in which units the agents observe, [S, O]; None: as it is.
 
     Raises:
         records.CheckpointError: it cannot be written; an old one is intact.
     """
-    tree = {
+    tree: dict[str, Any] = {
         "state": acting(agent, state),
         "low": np.float32(low),
         "high": np.float32(high),
     }
     names = ("algo", "env", "env_kwargs", "seeds", "profile", "agent")
     metadata = {name: config[name] for name in names if name in config}
+    if scale is not None:
+        tree["scale"] = Scale(*map(np.float32, scale))
+        metadata["normalized"] = True
     metadata["observation_size"] = agent.observation_size
     metadata["action_size"] = agent.action_size
     records.save(path, tree, metadata)
@@ -379,7 +430,9 @@ def load(path, index: int = 0) -> Policy:
         (tree["low"], tree["high"]),
         environments.recorded(metadata),
     )
-    return Policy(agent, tree["state"], task, *bounds, index)
+    return Policy(
+        agent, tree["state"], task, *bounds, index, tree.get("scale")
+    )
 
 
 def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -389,8 +442,8 @@ def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         path: a run's folder, or its policy.npz.
 
     Returns:
-        The agent; the tree of its `state` [S, ...] and the action bounds
-        `low` and `high`; the metadata.
+        The agent; the tree of its `state` [S, ...], the action bounds
+        `low` and `high`, and the `scale` if it has one; the metadata.
 
     Raises:
         records.CheckpointError: no policy there, or not one of ours.
@@ -408,6 +461,8 @@ def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         ) from None
     bound = np.zeros(sizes[1], np.float32)
     like = {"state": _shapes(agent, number), "low": bound, "high": bound}
+    if metadata.get("normalized"):
+        like["scale"] = Scale(*[np.zeros((number, sizes[0]), np.float32)] * 2)
     tree, _ = records.load(path, like)
     return agent, tree, metadata
 

@@ -47,7 +47,7 @@ from som.training.checkpoints import (
     save_packed,
 )
 from som.training.environments import Task, TaskError, recorded
-from som.training.loop import Trainer, make_config, run_chunk
+from som.training.loop import Trainer, completed, make_config, run_chunk
 from som.training.policy import (
     Policy,
     acting,
@@ -121,16 +121,16 @@ def save_all(trainer: Trainer, buffer, out: Path) -> dict[str, Any]:
     """
     task = trainer.envs[0]
 
-    def save_acting(name: str, state) -> None:
+    def save_acting(name: str, state, scale) -> None:
         save_policy(
             out / name, trainer.config, trainer.agent, state,
-            task.action_low, task.action_high,
+            task.action_low, task.action_high, scale,
         )  # fmt: skip
 
     if trainer.best is not None:
-        save_acting("policy-best.npz", trainer.best)
+        save_acting("policy-best.npz", trainer.best, trainer.best_scale)
     save_checkpoint(trainer, buffer, out / "checkpoint.npz")
-    save_acting("policy.npz", trainer.state)
+    save_acting("policy.npz", trainer.state, trainer.scale)
     record = make_record(trainer)
     if trainer.curve:
         records.plot_curves([record], out / "learning_curve.png")
@@ -215,6 +215,9 @@ def keep_best(trainer: Trainer, means: np.ndarray) -> None:
 
     trees = now._replace(step=()), old._replace(step=())
     trainer.best = jax.tree.map(pick, *trees)._replace(step=now.step)
+    if (scale := trainer.scale) is not None:
+        earlier_scale = trainer.best_scale or scale
+        trainer.best_scale = jax.tree.map(pick, scale, earlier_scale)
 
 
 # %% To the end
@@ -349,7 +352,7 @@ def _one_chunk(trainer: Trainer, buffer, out: Path | None):
 def _run(trainer: Trainer, record: dict[str, Any], out: Path | None) -> Run:
     number = range(len(trainer.seeds))
     policies = [trainer.policy(i) for i in number]
-    best = [trainer.policy(i, trainer.best) for i in number]
+    best = [trainer.policy(i, best=trainer.best is not None) for i in number]
     return Run(record, policies[0], out, policies, best)
 
 
@@ -442,7 +445,7 @@ def check_same(out: Path, config: dict[str, Any], asked) -> None:
     Raises:
         ValueError: a setting differs.
     """
-    saved = _settings(records.read_record(out / "config.json"))
+    saved = _settings(completed(records.read_record(out / "config.json")))
     skip = {"warmup", "evaluations", "episodes"} - set(asked)
     differing = [
         f"{name} is {saved.get(name)} there and {value} here"
@@ -570,6 +573,7 @@ def resume(
         if trainer.curve and (out / "policy-best.npz").exists():
             best = read_policies(out / "policy-best.npz")[1]
             trainer.best = best["state"]
+            trainer.best_scale = best.get("scale")
         watchers = _watchers(out, config, trainer.steps, log)
         return _shown(trainer, buffer, out, progress, stop_at, watchers)
 

@@ -148,7 +148,9 @@ def _check(jobs: list[Job]) -> None:
                 sizes[env] = one.observation_size, one.action_size
         restore_agent(new, *sizes[env])
         path = job.folder / "config.json"
-        saved = records.read_record(path) if path.exists() else new
+        saved = new
+        if path.exists():
+            saved = loop.completed(records.read_record(path))
         names = sorted(new.keys() | saved.keys())
         differing = [k for k in names if saved.get(k) != new.get(k)]
         if differing:

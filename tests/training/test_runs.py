@@ -398,7 +398,7 @@ def test_divergence_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch, w
 
 
 def test_divergence_without_a_checkpoint(monkeypatch):
-    def diverged(agent, state, buffer, rows, keys, updates):
+    def diverged(agent, state, buffer, rows, keys, updates, scale):
         return state, buffer, {"critic/loss": jnp.array([jnp.inf])}
 
     monkeypatch.setattr(loop, "learn", diverged)
