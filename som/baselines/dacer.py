@@ -121,7 +121,7 @@ def mixture_entropy(mixture: Mixture) -> Float[Array, ""]:
 class DACERConfig(DiffusionConfig):
     """Settings of DACER; defaults are Table 3 of the paper."""
 
-    noise_scale: float = 0.1  # 0.15 for HalfCheetah and Humanoid
+    noise_scale: float = 0.1  # in units of alpha; 0.15: HalfCheetah, Humanoid
     noise_range: tuple[float, float] = (0.1, 10.0)  # beta of the VP schedule
     num_particles: int = 1  # N of best-of-N
     initial_alpha: float = 3.0  # where the temperature starts

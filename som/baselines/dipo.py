@@ -98,7 +98,7 @@ class DIPOConfig(DiffusionConfig):
     """Settings of DIPO; defaults are Table 3 of the paper."""
 
     num_steps: int = 100  # T, denoising steps
-    num_gradient_steps: int = 30  # of a guide at each visit
+    num_gradient_steps: int = 30  # Adam steps of a guide at each visit
     guide_lr: float = 0.03  # Adam step of the guides
     guide_clip: float = 0.1  # bound of their gradient's norm, times A
     beta_scale: float | None = 0.3  # of the linear schedule; None: cosine

@@ -36,9 +36,9 @@ from som.theory import meanflow
 class MFPConfig(ActorCriticConfig):
     """Settings of MFP; defaults are Table 3 of the SOM paper."""
 
-    ivc_weight: float = 1.0  # lambda of the velocity constraint
+    ivc_weight: float = 1.0  # nu, weight of the velocity constraint
     noise_scale: float = 0.0  # no noise beside the policy's own
-    distributional: bool = False  # plain TD
+    distributional: bool = False  # critics predict a std beside the mean
 
 
 def path(a_star: Float[Array, "... A"], noise, t) -> tuple[Array, Array]:
@@ -65,7 +65,7 @@ def row_loss(
         a_star: chosen action, [A].
         noise: start of the path, [A].
         r, t: end and start of the interval, scalars with r <= t.
-        ivc_weight: lambda.
+        ivc_weight: nu.
 
     Returns:
         Loss, a scalar.

@@ -93,7 +93,7 @@ class PPOConfig:
     depth: int = 3  # hidden layers
     activation: str = "gelu"  # between the layers, a name of jax.nn
     discount: float = 0.995  # gamma, per environment step
-    trace: float = 0.95  # lambda of the advantage
+    trace: float = 0.95  # lambda_A, decay of the advantage a step
     reward_scale: float = 1.0  # factor on every reward
     actor_lr: float = 1e-4  # Adam step of the policy
     value_lr: float = 1e-3  # Adam step of the value
@@ -101,7 +101,7 @@ class PPOConfig:
     target_kl: float = 0.01  # the policy stops at 1.5 times this, in nats
     policy_steps: int = 80  # most steps of the policy per chunk
     value_steps: int = 80  # steps of the value per chunk
-    initial_log_std: float = -0.5  # of the Gaussian, in every dimension
+    initial_log_std: float = -0.5  # log deviation of actions in [-1, 1]
 
     def __post_init__(self):
         at_least_one(self, "width", "depth", "policy_steps", "value_steps")

@@ -98,7 +98,7 @@ class QVPOConfig(DiffusionConfig):
     beta_scale: float | None = 0.3  # of the linear schedule; None: cosine
     num_samples: int = 64  # K, actions of which the best is imitated
     num_uniform: int = 10  # M, uniform actions per state
-    omega_range: tuple[float, float] = (0.02, 0.002)  # of a uniform row
+    omega_range: tuple[float, float] = (0.02, 0.002)  # weight, first and last
     entropy_steps: int = 1_000_000  # updates in which omega would be zero
 
     def __post_init__(self):

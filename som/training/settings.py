@@ -86,7 +86,10 @@ def show(algo: str = "som", profile: str = "laptop") -> None:
     found = settings(algo, profile)
     known = ", ".join(loop.profiles(loop.AGENTS[algo]))
     print(f"{algo}, profile {profile} (there are: {known})")
-    print("change a setting by --set NAME=VALUE")
+    print(
+        "change a setting by --set NAME=VALUE; a number whose meaning names"
+    )
+    print("no unit (steps, updates, rows, seconds, nats, ...) has none")
     for owner in ("agent", "loop"):
         print(f"{owner:20}{profile:>14}{'paper':>12}  meaning")
         for s in found:
