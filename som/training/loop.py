@@ -79,7 +79,9 @@ class LoopConfig:
     evaluations: int = 40  # number of them, evenly spaced over the run
     episodes: int = 20  # number in each evaluation, for each seed
     checkpoint_seconds: float = 300.0  # seconds between two; inf: none
-    normalize_observations: bool = False  # in deviations from their mean
+    normalize_observations: bool = (
+        False  # shown in deviations from their mean
+    )
 
     def __post_init__(self):
         for f in fields(self):
@@ -212,6 +214,8 @@ def restore_loop(stored: dict[str, Any]) -> LoopConfig:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A stored run's settings with those that have come since."""
+    if "loop" not in config:
+        return config  # those who use it say so
     loop = asdict(restore_loop(config["loop"]))
     return records.as_json(of_this_version(config) | {"loop": loop})
 
