@@ -5,6 +5,7 @@ Exported by tools/export.py from book/training/checkpoints.md; edit the chapter.
 
 __all__ = [
     "save_checkpoint",
+    "check_sound",
     "load_checkpoint",
     "save_packed",
     "load_packed",
@@ -21,17 +22,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from som.training import records, replay
-from som.training.loop import REFILL, Trainer, collect, fold, store
+from som.training.loop import (
+    REFILL,
+    Trainer,
+    check_finite,
+    collect,
+    fold,
+    store,
+)
 
 
 # %% A whole checkpoint
-def _contents(trainer: Trainer, buffer, rows) -> dict[str, Any]:
+def _contents(trainer: Trainer, buffer, rows, envs=None) -> dict[str, Any]:
     """What a checkpoint holds, with these rows of the buffers."""
     return {
         "state": trainer.state,
         "buffer": buffer._replace(rows=rows),
         "rows": trainer.rows,
-        "envs": [env.state() for env in trainer.envs],
+        "envs": envs or [env.state() for env in trainer.envs],
         **_seen(trainer, slice(None)),
     }
 
@@ -48,21 +56,48 @@ def _metadata(trainer: Trainer) -> dict[str, Any]:
     return {name: getattr(trainer, name) for name in names}
 
 
-def save_checkpoint(trainer: Trainer, buffer, path: Path) -> None:
+def save_checkpoint(trainer: Trainer, buffer, path: Path, envs=None) -> None:
     """Write all that resume needs, atomically; only the filled rows.
 
     Args:
         trainer: at the end of a chunk.
         buffer: its replay buffers.
         path: the file.
+        envs: states of the environments, if not those that they are in.
 
     Raises:
         records.CheckpointError: it cannot be written; an old one is intact.
     """
+    rows = _filled(trainer, buffer)
+    metadata = {"filled": rows.shape[1]} | _metadata(trainer)
+    records.save(path, _contents(trainer, buffer, rows, envs), metadata)
+
+
+def _filled(trainer: Trainer, buffer) -> np.ndarray:
     filled = min(int(buffer.added[0]), trainer.loop.capacity)
-    rows = np.asarray(buffer.rows)[:, :filled]  # a view, on a CPU
-    metadata = {"filled": filled} | _metadata(trainer)
-    records.save(path, _contents(trainer, buffer, rows), metadata)
+    return np.asarray(buffer.rows)[:, :filled]  # a view, on a CPU
+
+
+def check_sound(trainer: Trainer, buffer) -> None:
+    """Refuse to save a number that is not finite.
+
+    Args:
+        trainer: at the end of a chunk.
+        buffer: its replay buffers.
+
+    Raises:
+        FloatingPointError: there is one in the state or in the replay.
+    """
+    check_finite(trainer, {})
+    for name, rows in (
+        ("the replay", _filled(trainer, buffer)),
+        ("the last experience", trainer.rows),
+    ):
+        if rows.size and not np.isfinite([rows.min(), rows.max()]).all():
+            raise FloatingPointError(
+                f"{name} is not finite at step {trainer.steps}: nothing is "
+                "saved"
+            )
 
 
 def load_checkpoint(trainer: Trainer, path: Path):
@@ -98,6 +133,11 @@ def _restore(trainer: Trainer, state, envs, metadata) -> None:
         raise records.CheckpointError(
             f"the checkpoint lacks {', '.join(missing)}: another version of "
             "som wrote it; begin the run anew"
+        )
+    floats = [x for x in jax.tree.leaves(state) if x.dtype.kind == "f"]
+    if not all(np.isfinite(x).all() for x in floats):
+        raise records.CheckpointError(
+            "the checkpoint holds a parameter that is not finite"
         )
     trainer.state = jax.tree.map(jnp.asarray, state)
     pairs = zip(trainer.envs, envs, strict=True)

@@ -336,13 +336,19 @@ def _sweep(args: argparse.Namespace) -> None:
             line.result = f"{status}  "
             line(done, {})
 
-        if args.ray:
-            sweep.on_ray(jobs, args.ray, args.cpus, args.gpus, tell)
-        else:
-            sweep.one_by_one(jobs, tell)
+        lost = None
+        try:
+            if args.ray:
+                sweep.on_ray(jobs, args.ray, args.cpus, args.gpus, tell)
+            else:
+                sweep.one_by_one(jobs, tell)
+        except ChildProcessError as error:
+            lost = error  # told below the results of the others
     print(sweep.table(sweep.save_results(jobs, args.out)))
     print(f"  curves  {Path(args.out) / 'sweep.png'}")
     print(f"  record  {Path(args.out) / 'sweep.json'}")
+    if lost:
+        raise lost
 
 
 # %% How good is it?
@@ -876,7 +882,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 1 failed, 2 misused, 130 interrupted, 141
-        nobody reads what is written.
+        nobody reads what is written, 143 SIGTERM.
     """
     args = None
     for stream in (sys.stdout, sys.stderr):
@@ -889,6 +895,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
         args.run(args)
         return 0
+    except runs.Terminated:
+        status, sentence = 143, _interrupted(args)
     except KeyboardInterrupt:
         status, sentence = 130, _interrupted(args)
     except BrokenPipeError:

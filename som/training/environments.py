@@ -10,6 +10,7 @@ __all__ = [
     "as_task",
     "recorded",
     "TaskError",
+    "ActionError",
     "restore_physics",
     "restore_object",
     "Pusher",
@@ -162,6 +163,10 @@ class TaskError(ValueError):
     """A task fails, or returns what nobody can learn from; one sentence."""
 
 
+class ActionError(ValueError, FloatingPointError):
+    """An action is not finite: the agent has diverged; one sentence."""
+
+
 _PYTHON = ("<frozen", sysconfig.get_path("stdlib"), gym.__path__[0])
 _LIBRARIES = (*_PYTHON, sysconfig.get_path("purelib"))
 
@@ -189,7 +194,7 @@ def _blame(what: str) -> Iterator[None]:
     """Say of an error in a task's own code what failed, and where."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"{what}: {_told(error)}") from error
 
 
@@ -787,8 +792,8 @@ class Environments:
             A `Step` of fresh arrays, the floats in single precision.
 
         Raises:
-            ValueError: actions of another shape or not finite, a step
-                before `reset`.
+            ValueError: actions of another shape, a step before `reset`.
+            ActionError: an action that is not finite.
             TaskError: the task fails, or returns what it must not.
         """
         sent = self._check_actions(np.asarray(actions, np.float32))
@@ -934,7 +939,7 @@ class Environments:
             )
         sound = np.isfinite(actions).all(1)
         if not sound.all():
-            raise ValueError(
+            raise ActionError(
                 f"{self.env_id} was given an action that is not finite, "
                 f"{actions[np.argmin(sound)]}, in environment "
                 f"{np.argmin(sound)}: numbers in [-1, 1] are wanted"

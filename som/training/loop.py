@@ -475,6 +475,7 @@ class Trainer:
         if self.loop.normalize_observations:
             self.seen = nothing_seen(len(self.seeds), sizes[0])
         self.ends: Any = None  # see collect
+        self.rescued: Any = None  # the buffers, when collect fails
         self.slices: list[
             dict[str, Any]
         ] = []  # see the chapter on checkpoints
@@ -612,7 +613,11 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
         trainer.seen = see(trainer.seen, np.asarray(flat))
     if trainer.agent.rewrites:
         taken = taken._replace(guide=taken.action)
-    return replay.pack(taken).reshape(trainer.rows.shape)
+    rows = replay.pack(taken)
+    if not np.isfinite([rows.min(), rows.max()]).all():
+        end = trainer.steps + rows[0].size // rows.shape[-1]
+        raise FloatingPointError(f"experience is not finite at step {end}")
+    return rows.reshape(trainer.rows.shape)
 
 
 @partial(jax.jit, static_argnames="num")
@@ -639,8 +644,12 @@ def run_chunk(trainer: Trainer, buffer):
 
     Raises:
         FloatingPointError: a metric or a parameter is not finite.
+        environments.TaskError: the task fails. The trainer is, but for
+            its environments, where it was, and its `rescued` are the
+            buffers with which this chunk can be begun again.
     """
     if trainer.agent.on_policy:
+        trainer.rescued = buffer
         return buffer, _learn_from_this_chunk(trainer)
     before, metrics, job = trainer.state, {}, None
     if trainer.chunk and trainer.steps >= trainer.loop.warmup:
@@ -656,13 +665,23 @@ def run_chunk(trainer: Trainer, buffer):
         )
     elif trainer.chunk:
         buffer = store(buffer, trainer.rows)
-    trainer.rows = collect(trainer, before)
+    try:
+        trainer.rows = collect(trainer, before)
+    except ValueError:  # of the task
+        trainer.rescued = _undo(trainer, job.result()[1] if job else buffer)
+        raise
     trainer.chunk += 1
     if job:
         trainer.state, buffer, metrics = job.result()
         metrics = jax.device_get(metrics)
-        check_finite(trainer, metrics)
+    check_finite(trainer, metrics)
     return buffer, metrics
+
+
+def _undo(trainer: Trainer, buffer):
+    """Buffers in which the last rows are in their places, not counted."""
+    count = trainer.rows.shape[1] if trainer.chunk else 0
+    return buffer._replace(added=buffer.added - count)
 
 
 def _learn_from_this_chunk(trainer: Trainer) -> dict[str, np.ndarray]:

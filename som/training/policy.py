@@ -464,6 +464,11 @@ def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     if metadata.get("normalized"):
         like["scale"] = Scale(*[np.zeros((number, sizes[0]), np.float32)] * 2)
     tree, _ = records.load(path, like)
+    floats = [x for x in jax.tree.leaves(tree) if x.dtype.kind == "f"]
+    if not all(np.isfinite(x).all() for x in floats):
+        raise records.CheckpointError(
+            f"{path} holds a parameter that is not finite"
+        )
     return agent, tree, metadata
 
 

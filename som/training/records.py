@@ -5,6 +5,7 @@ Exported by tools/export.py from book/training/records.md; edit the chapter.
 
 __all__ = [
     "CheckpointError",
+    "make_folder",
     "write_atomically",
     "save",
     "as_json",
@@ -50,6 +51,20 @@ class CheckpointError(ValueError):
     """A file cannot be written, or is not what it should be; one sentence."""
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot make the folder {path}: {error.strerror or error}."
+        ) from error
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file so that its name never stands for half of it.
 
@@ -61,8 +76,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         CheckpointError: the file cannot be written; an old one is intact.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(unfinished, "wb") as file:
                 write(file)
@@ -169,6 +184,7 @@ def _read(path: Path, names: Callable[[str], bool]) -> dict[str, np.ndarray]:
             stored = [n.removesuffix(".npy") for n in archive.namelist()]
             if "metadata" not in stored:
                 raise ValueError("no metadata")
+            _check_sizes(archive, os.fstat(file.fileno()).st_size)
             arrays = {}
             for name in filter(names, stored):
                 with archive.open(name + ".npy") as entry:
@@ -182,6 +198,16 @@ def _read(path: Path, names: Callable[[str], bool]) -> dict[str, np.ndarray]:
             f"{path} is not a complete checkpoint of this package "
             f"({type(error).__name__}: {str(error).splitlines()[0][:80]})."
         ) from error
+
+
+def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive that unpacks to more than it is."""
+    entries = archive.infolist()
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise ValueError("two entries of one name")
+    packed = any(e.compress_type != zipfile.ZIP_STORED for e in entries)
+    if packed or sum(entry.file_size for entry in entries) > size:
+        raise ValueError("entries are compressed, or longer than the file")
 
 
 def _parse_metadata(path: Path, data: np.ndarray) -> dict[str, Any]:

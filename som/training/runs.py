@@ -4,7 +4,11 @@ Exported by tools/export.py from book/training/runs.md; edit the chapter.
 """
 
 __all__ = [
+    "Terminated",
+    "Stop",
     "interruptible",
+    "InUse",
+    "alone",
     "make_record",
     "save_all",
     "EVALUATION_SEED",
@@ -25,12 +29,14 @@ __all__ = [
 # %% Imports
 import builtins
 import inspect
+import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +47,7 @@ import numpy as np
 from som.agent.actor_critic import closest
 from som.training import logs, records
 from som.training.checkpoints import (
+    check_sound,
     load_checkpoint,
     load_packed,
     save_checkpoint,
@@ -60,18 +67,37 @@ from som.training.policy import (
 
 
 # %% Ctrl-C
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whoever lent the machine wants it back."""
+
+
+class Stop(threading.Event):
+    """An event that a signal sets."""
+
+    raises: type[KeyboardInterrupt] = KeyboardInterrupt
+    """What is raised once everything is saved."""
+
+
 @contextmanager
 def interruptible():
-    """Yield an event that Ctrl-C or SIGTERM sets; a second stops at once."""
-    stop = threading.Event()
+    """Yield a Stop that Ctrl-C or SIGTERM sets; a second stops at once."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def handle(signum, frame):
+        if signum == signal.SIGTERM:
+            stop.raises = Terminated
         if stop.is_set():
-            raise KeyboardInterrupt
+            raise stop.raises
         stop.set()
+        with suppress(Exception):  # nobody may be reading
+            print(
+                "stopping: this chunk is finished and saved; a second "
+                "Ctrl-C stops at once",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
     signals = signal.SIGINT, signal.SIGTERM
     previous = [signal.signal(which, handle) for which in signals]
@@ -80,6 +106,79 @@ def interruptible():
     finally:
         for which, old in zip(signals, previous, strict=True):
             signal.signal(which, old)
+
+
+# %% One at a time
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class InUse(records.CheckpointError):
+    """Another process trains in this folder; one sentence."""
+
+
+_locks: set[int] = set()
+
+
+def _let_go() -> None:
+    for file in _locks:
+        os.close(file)
+    _locks.clear()
+
+
+if fcntl:
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def alone(out: Path | None):
+    """Hold the lock of a run's folder.
+
+    Args:
+        out: the folder; without one, and where no lock can be had,
+            nothing is held.
+
+    Raises:
+        InUse: another holds it.
+    """
+    try:
+        file = _lock(out) if out and fcntl else None
+    except BlockingIOError:
+        raise InUse(
+            f"{out} is in use by {_owner(out)}: wait for it, stop it, or "
+            "choose another folder"
+        ) from None
+    except OSError:  # a read-only folder, or a drive without locks
+        file = None
+    try:
+        yield
+    finally:
+        if file in _locks:
+            _locks.discard(file)
+            os.close(file)
+
+
+def _lock(out: Path) -> int:
+    file = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(file, 0)
+        name = f"process {os.getpid()} on {socket.gethostname()}"
+        os.pwrite(file, name.encode(), 0)
+    except BaseException:
+        os.close(file)
+        raise
+    _locks.add(file)
+    return file
+
+
+def _owner(out) -> str:
+    with suppress(OSError):
+        if name := (out / ".lock").read_text(errors="replace")[:100]:
+            return name
+    return "another process"
 
 
 # %% The folder of a run
@@ -104,13 +203,16 @@ def make_record(trainer: Trainer) -> dict[str, Any]:
     return records.as_json(record)
 
 
-def save_all(trainer: Trainer, buffer, out: Path) -> dict[str, Any]:
+def save_all(
+    trainer: Trainer, buffer, out: Path, envs=None
+) -> dict[str, Any]:
     """Write checkpoint, policies, learning curve and record.
 
     Args:
         trainer: at the end of a chunk.
         buffer: its replay buffers.
         out: the run's folder.
+        envs: as in save_checkpoint.
 
     Returns:
         The record.
@@ -118,7 +220,15 @@ def save_all(trainer: Trainer, buffer, out: Path) -> dict[str, Any]:
     Raises:
         records.CheckpointError: something cannot be written; what was
             there before is intact.
+        FloatingPointError: a number is not finite; nothing is written.
     """
+    try:
+        check_sound(trainer, buffer)
+    except FloatingPointError as error:
+        kept = _last_checkpoint(trainer, out)
+        raise FloatingPointError(f"{error}; {kept}") from None
+    if not (out / "config.json").exists():  # the folder was removed
+        records.write_record(out / "config.json", trainer.config)
     task = trainer.envs[0]
 
     def save_acting(name: str, state, scale) -> None:
@@ -129,7 +239,7 @@ def save_all(trainer: Trainer, buffer, out: Path) -> dict[str, Any]:
 
     if trainer.best is not None:
         save_acting("policy-best.npz", trainer.best, trainer.best_scale)
-    save_checkpoint(trainer, buffer, out / "checkpoint.npz")
+    save_checkpoint(trainer, buffer, out / "checkpoint.npz", envs)
     save_acting("policy.npz", trainer.state, trainer.scale)
     record = make_record(trainer)
     if trainer.curve:
@@ -304,6 +414,8 @@ def finish(
     start, saved = time.monotonic() - before, time.monotonic()
     record = None
     with interruptible() as stop:
+        if _evaluation_is_missing(trainer):
+            evaluate_now(trainer, {})
         while trainer.chunk < trainer.chunks:
             buffer, table = _one_chunk(trainer, buffer, out)
             trainer.seconds = time.monotonic() - start
@@ -324,7 +436,7 @@ def finish(
                 record = save_all(trainer, buffer, out)
                 saved = time.monotonic()
             if stop.is_set() and not last:
-                raise KeyboardInterrupt
+                raise stop.raises
             if late and not last and out:
                 save_packed(trainer, out)
             if late or halt:
@@ -336,7 +448,7 @@ def finish(
 
 def _one_chunk(trainer: Trainer, buffer, out: Path | None):
     """One chunk, evaluated if it is time; the buffers and the rows."""
-    done = trainer.steps
+    done, begun = trainer.steps, [env.state() for env in trainer.envs]
     try:
         buffer, metrics = run_chunk(trainer, buffer)
         returns = None
@@ -344,9 +456,21 @@ def _one_chunk(trainer: Trainer, buffer, out: Path | None):
             evaluate_now(trainer, metrics)
             returns = trainer.curve[-1]["returns"]
     except (FloatingPointError, TaskError) as error:
+        if isinstance(error, TaskError) and out and trainer.chunk:
+            middle = trainer.steps == done  # else while it was evaluated
+            rest = (trainer.rescued, out, begun) if middle else (buffer, out)
+            with suppress(records.CheckpointError):
+                save_all(trainer, *rest)
         kept = _last_checkpoint(trainer, out)
         raise type(error)(f"{error}; {kept}") from error.__cause__
     return buffer, logs.rows(trainer, metrics, returns)
+
+
+def _evaluation_is_missing(trainer: Trainer) -> bool:
+    """Whether the run was saved because an evaluation failed."""
+    last = trainer.curve[-1]["step"] if trainer.curve else 0
+    begun = trainer.steps - trainer.rows.shape[1]
+    return last < trainer.steps and evaluation_is_due(trainer, begun)
 
 
 def _run(trainer: Trainer, record: dict[str, Any], out: Path | None) -> Run:
@@ -360,7 +484,10 @@ def _last_checkpoint(trainer, out):
     path = out / "checkpoint.npz" if out else None
     if path is None or not path.exists():
         return "no checkpoint had been saved"
-    step = records.read_metadata(path)["chunk"] * trainer.rows.shape[1]
+    try:
+        step = records.read_metadata(path)["chunk"] * trainer.rows.shape[1]
+    except (records.CheckpointError, KeyError):
+        return f"{path} is damaged"
     return f"the last good checkpoint is {path}, of step {step}"
 
 
@@ -405,7 +532,8 @@ def train(
         The run, finished unless its time was up or progress stopped it.
 
     Raises:
-        ValueError: bad input, or a folder that holds another run.
+        ValueError: bad input, or a folder that holds another run or is
+            InUse.
         FloatingPointError: training diverged.
         environments.TaskError: the task fails; resume continues.
         KeyboardInterrupt: Ctrl-C or SIGTERM; resume continues.
@@ -413,12 +541,17 @@ def train(
     stop_at = _stop_at(time_limit)
     task = Task(env, env_kwargs or {}, wrappers)
     config = make_config(algo, task, steps, seeds, profile, overrides)
-    out = None if out is None else Path(out)
+    out = None if out is None else Path(out).absolute()  # a task may chdir
     if out and (out / "config.json").exists():
         check_same(out, config, overrides)
         more = config["steps"], log, env, wrappers
         return resume(out, progress, time_limit, *more)
-    with closing(Trainer(config, task)) as trainer:
+    with closing(Trainer(config, task)) as trainer, ExitStack() as held:
+        if out:
+            records.make_folder(out)
+            held.enter_context(alone(out))
+            if (out / "config.json").exists():
+                raise InUse(f"another process has begun a run in {out}")
         watchers = _watchers(out, config, 0, log)
         if out:
             records.write_record(out / "config.json", config)
@@ -541,19 +674,31 @@ def resume(
         one that was finished before comes back as it is.
 
     Raises:
-        records.CheckpointError: no run there, a damaged one, or one on
-            another task.
+        records.CheckpointError: no run there, a damaged one, one on
+            another task, or one that is InUse.
         ValueError: fewer steps than the run has.
         FloatingPointError: training diverged.
         environments.TaskError: the task fails; resume continues.
         KeyboardInterrupt: Ctrl-C or SIGTERM; resume continues.
     """
-    out, stop_at = Path(out), _stop_at(time_limit)
-    config = of_this_version(records.read_record(out / "config.json"))
-    if steps is not None:
-        config = _longer(out, config, int(steps))
-    if is_finished(out):
+    out, stop_at = Path(out).absolute(), _stop_at(time_limit)
+    config = _config_of(out)
+    if is_finished(out) and steps in (None, config["steps"]):
         return _finished(out)
+    with alone(out):
+        if steps is not None:
+            config = _longer(out, config, int(steps))
+        rest = progress, stop_at, log, env, wrappers
+        return _go_on(out, config, *rest)
+
+
+def _config_of(out: Path) -> dict[str, Any]:
+    """The settings of the run in a folder."""
+    return of_this_version(records.read_record(out / "config.json"))
+
+
+def _go_on(out: Path, config, progress, stop_at, log, env, wrappers) -> Run:
+    """Resume a run whose folder is ours alone."""
     try:
         task = _same_task(config, env, wrappers)
         trainer = Trainer(config, task)

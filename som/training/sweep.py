@@ -190,8 +190,12 @@ def run_one(
 
 def has_ended(job: Job) -> bool:
     """Whether a run has made all its steps, or has diverged."""
-    failed = job.folder / "failed.json"
-    return failed.exists() or is_finished(job.folder)
+    if (job.folder / "failed.json").exists():
+        return True
+    try:
+        return is_finished(job.folder)
+    except (records.CheckpointError, KeyError, TypeError):
+        return False  # run_one will say what is damaged
 
 
 def steps_saved(job: Job) -> int:
@@ -209,7 +213,10 @@ def steps_saved(job: Job) -> int:
         return 0
     schedule = loop.restore_loop(job.config["loop"])
     chunk = schedule.vector_steps * schedule.num_envs
-    return min(steps, records.read_metadata(path)["chunk"] * chunk)
+    try:
+        return min(steps, records.read_metadata(path)["chunk"] * chunk)
+    except (records.CheckpointError, KeyError, TypeError):
+        return 0  # run_one will say what is damaged
 
 
 Progress = Callable[[int, str], None]
@@ -224,9 +231,10 @@ def one_by_one(jobs: Sequence[Job], progress: Progress | None = None) -> None:
         progress: called after each chunk.
 
     Raises:
-        records.CheckpointError: something cannot be written or is damaged.
+        ChildProcessError: some runs failed; the others have ended.
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
+    lost = {}
     done = [steps_saved(job) for job in jobs]
     for i, job in enumerate(jobs):
 
@@ -235,8 +243,29 @@ def one_by_one(jobs: Sequence[Job], progress: Progress | None = None) -> None:
             if progress:
                 progress(sum(done), f"run {i + 1} of {len(jobs)}, {job.name}")
 
-        run_one(job, tell)
+        try:
+            run_one(job, tell)
+        except Exception as error:
+            lost[job.name] = _sentence(error)
+            error.__traceback__ = None  # it holds the run's arrays
         jax.clear_caches()  # some fifty runs' programs fill a process's maps
+    _tell_lost(lost, len(jobs))
+
+
+def _tell_lost(lost: Mapping[str, str], count: int) -> None:
+    """Name the runs of a sweep that failed, if there are any."""
+    if lost:
+        told = "; ".join(f"{name}: {why}" for name, why in lost.items())
+        raise ChildProcessError(
+            f"{len(lost)} of {count} runs were lost ({told}); the same "
+            "sweep goes on from their checkpoints"
+        )
+
+
+def _sentence(error: Any) -> str:
+    """Why a run was lost: its own or its worker's exception, or Ray's."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]
 
 
 # %% Many machines
@@ -271,12 +300,6 @@ def _start(ray: Any, address: str) -> None:
         # Ray's forks run nothing of JAX's threads.
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
         ray.init(address, log_to_driver=False, logging_level="error")
-
-
-def _sentence(error: Any) -> str:
-    """Why Ray lost a task: the worker's own exception, or Ray's."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0]
 
 
 def on_ray(
@@ -351,12 +374,7 @@ def on_ray(
         raise
     finally:
         ray.shutdown()
-    if lost:
-        told = "; ".join(f"{name}: {why}" for name, why in lost.items())
-        raise ChildProcessError(
-            f"{len(lost)} of {len(jobs)} runs were lost ({told}); the same "
-            "sweep goes on from their checkpoints"
-        )
+    _tell_lost(lost, len(jobs))
 
 
 def _survey(jobs, waiting, progress: Progress) -> None:
