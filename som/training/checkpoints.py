@@ -114,11 +114,17 @@ def load_checkpoint(trainer: Trainer, path: Path):
         records.CheckpointError: not a checkpoint of this run.
     """
     filled = records.read_metadata(path).get("filled", 0)
+    if not (type(filled) is int and 0 <= filled <= trainer.loop.capacity):
+        raise records.CheckpointError(
+            f"{path} is a checkpoint of another size: it has {filled!r:.40} "
+            "rows of experience"
+        )
     empty = trainer.empty_buffer()
     shape = len(trainer.seeds), filled, trainer.rows.shape[-1]
     rows = jax.ShapeDtypeStruct(shape, jnp.float32)
     tree, metadata = records.load(path, _contents(trainer, empty, rows))
-    _restore(trainer, tree["state"], tree["envs"], metadata)
+    kept = tree["buffer"].rows, tree["rows"]
+    _restore(trainer, tree["state"], tree["envs"], metadata, kept)
     trainer.seen = tree.get("seen")
     trainer.rows = tree["rows"]
     return replay.Replay(
@@ -127,17 +133,26 @@ def load_checkpoint(trainer: Trainer, path: Path):
     )
 
 
-def _restore(trainer: Trainer, state, envs, metadata) -> None:
-    missing = [name for name in _metadata(trainer) if name not in metadata]
+def _restore(trainer: Trainer, state, envs, metadata, rows=()) -> None:
+    kinds = {name: type(new) for name, new in _metadata(trainer).items()}
+    missing = [
+        name
+        for name, kind in kinds.items()
+        if not isinstance(metadata.get(name), kind)
+    ]
     if missing:
         raise records.CheckpointError(
             f"the checkpoint lacks {', '.join(missing)}: another version of "
             "som wrote it; begin the run anew"
         )
-    floats = [x for x in jax.tree.leaves(state) if x.dtype.kind == "f"]
+    floats = [
+        np.asarray(x)
+        for x in jax.tree.leaves((state, envs, rows))
+        if x.dtype.kind == "f"
+    ]
     if not all(np.isfinite(x).all() for x in floats):
         raise records.CheckpointError(
-            "the checkpoint holds a parameter that is not finite"
+            "the checkpoint holds a number that is not finite"
         )
     trainer.state = jax.tree.map(jnp.asarray, state)
     pairs = zip(trainer.envs, envs, strict=True)

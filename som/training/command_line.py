@@ -60,7 +60,7 @@ from som.training.records import (
     mean_ci,
     plot_curves,
     provenance,
-    read_record,
+    read_run,
     write_record,
 )
 
@@ -218,7 +218,7 @@ def _print_final(record: dict[str, Any]) -> None:
 
 
 def _report(out: Path) -> None:
-    record = read_record(out / "record.json")
+    record = read_run(out / "record.json")
     if not runs.is_finished(out):
         print("the time is up, everything is saved; go on with")
         print(f"  {_invocation()} resume {_word(out)}")
@@ -288,7 +288,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _resume(args: argparse.Namespace) -> None:
     out = Path(args.out)
-    config = read_record(out / "config.json")
+    config = runs.read_config(out)
     longer = (args.steps or 0) > config["steps"]
     if runs.is_finished(out) and not longer:
         runs.resume(out, False, steps=args.steps)  # may refuse
@@ -400,7 +400,7 @@ def _export(args: argparse.Namespace) -> None:
 
 # %% Comparing runs
 def _record_of(path: str) -> dict[str, Any]:
-    return read_record(
+    return read_run(
         Path(path) / "record.json" if Path(path).is_dir() else path
     )
 

@@ -347,7 +347,7 @@ def curves(run: Any) -> dict[str, list]:
     """
     record = getattr(run, "record", run)
     if not isinstance(record, dict):
-        record = records.read_record(Path(record) / "record.json")
+        record = records.read_run(Path(record) / "record.json")
     table = [
         {
             "step": point["step"],

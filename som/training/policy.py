@@ -20,6 +20,8 @@ __all__ = [
 
 # %% Imports
 import operator
+import types
+import typing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -354,13 +356,34 @@ def restore_agent(config: dict[str, Any], observation_size, action_size):
     }
     name, profile = config["algo"], config["profile"]
     try:
-        return make_agent(
+        agent = make_agent(
             name, observation_size, action_size, profile, **settings
         )
     except ValueError as error:
         raise records.CheckpointError(
             f"another version of som wrote this and can read it: {error}"
         ) from None
+    for key, hint in typing.get_type_hints(type(agent.config)).items():
+        if not _is(getattr(agent.config, key), hint):
+            raise records.CheckpointError(
+                f"the setting {key} is {settings[key]!r:.40}, which is none"
+            )
+    return agent
+
+
+def _is(value, hint) -> bool:
+    """Whether a stored value is of a setting's type, and finite."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is(value, option) for option in options)
+    if origin is typing.Literal:
+        return value in options
+    if origin is tuple:
+        many = isinstance(value, tuple) and len(value) == len(options)
+        return many and all(map(_is, value, options))
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < np.inf
+    return type(value) is hint
 
 
 def of_this_version(config: dict[str, Any]) -> dict[str, Any]:
@@ -453,6 +476,9 @@ def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     metadata = records.read_metadata(path)
     try:
         sizes = metadata["observation_size"], metadata["action_size"]
+        for size in (*sizes, metadata["agent"].get("depth", 1)):
+            if type(size) is not int or not 0 < size < path.stat().st_size:
+                raise TypeError("sizes that fit into it")
         agent = restore_agent(of_this_version(metadata), *sizes)
         number, _ = len(metadata["seeds"]), environments.recorded(metadata)
     except (KeyError, AttributeError, TypeError) as error:

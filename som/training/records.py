@@ -15,6 +15,7 @@ __all__ = [
     "provenance",
     "write_record",
     "read_record",
+    "read_run",
     "mean_ci",
     "iqm",
     "bootstrap_ci",
@@ -61,7 +62,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"cannot make the folder {path}: {error.strerror or error}."
+            f"cannot write into {path}: {error.strerror or error}."
         ) from error
 
 
@@ -180,6 +181,7 @@ def _read(path: Path, names: Callable[[str], bool]) -> dict[str, np.ndarray]:
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}.")
     try:
+        _check_file(path)
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             stored = [n.removesuffix(".npy") for n in archive.namelist()]
             if "metadata" not in stored:
@@ -200,6 +202,12 @@ def _read(path: Path, names: Callable[[str], bool]) -> dict[str, np.ndarray]:
         ) from error
 
 
+def _check_file(path: Path) -> None:
+    """Refuse what is no file: reading a pipe or a device has no end."""
+    if not path.is_file():
+        raise ValueError("it is not a file")
+
+
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
     """Refuse an archive that unpacks to more than it is."""
     entries = archive.infolist()
@@ -210,9 +218,14 @@ def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError("entries are compressed, or longer than the file")
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _parse_metadata(path: Path, data: np.ndarray) -> dict[str, Any]:
     try:
-        metadata = json.loads(data.astype(np.uint8).tobytes().decode())
+        text = data.astype(np.uint8).tobytes().decode()
+        metadata = json.loads(text, parse_constant=_no_number)
         if not isinstance(metadata, dict):
             raise ValueError("the metadata is not a JSON object")
     except (ValueError, RecursionError) as error:
@@ -382,12 +395,61 @@ def read_record(path: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"there is no record at {path}.")
     try:
-        record = json.loads(path.read_bytes())
+        _check_file(path)
+        record = json.loads(path.read_bytes(), parse_constant=_no_number)
         if not isinstance(record, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a run record.") from error
     return record
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """Read the record of a run, and see that it is one.
+
+    Args:
+        path: the record.json of a run.
+
+    Returns:
+        The record, with a curve of evaluations that fit its seeds.
+
+    Raises:
+        CheckpointError: no such file, or not the record of a run.
+    """
+    record = read_record(path)
+    wanted = {"algo": str, "env": str, "profile": str, "seeds": list}
+    wanted |= {"config": dict, "provenance": dict, "curve": list}
+    for name, kind in wanted.items():
+        if not isinstance(record.get(name), kind):
+            raise CheckpointError(
+                f"{path} is not the record of a run: its {name} is missing "
+                f"or no {kind.__name__}."
+            )
+    try:
+        for point in record["curve"]:
+            _check_point(point, len(record["seeds"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        why = str(error).splitlines()[0][:80]
+        raise CheckpointError(
+            f"{path} holds an evaluation that is none "
+            f"({type(error).__name__}: {why})."
+        ) from error
+    return record
+
+
+def _check_point(point: dict[str, Any], seeds: int) -> None:
+    """One evaluation: numbers, and as many of each as there are seeds."""
+    for name in ("step", "updates", "seconds"):
+        if type(point[name]) not in (int, float):
+            raise ValueError(f"{name} is no number")
+    many = {"returns": point["returns"], **point["metrics"]}
+    for name, values in many.items():
+        if len(values) != seeds:
+            raise ValueError(f"{name} has {len(values)} values")
+        for value in values:
+            np.mean(np.array(value, float))  # null is not a number
+            if name == "returns" and not value:
+                raise ValueError("an evaluation without episodes")
 
 
 # %% How sure is a mean over five seeds?

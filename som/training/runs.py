@@ -22,6 +22,7 @@ __all__ = [
     "train",
     "check_same",
     "memory_maps",
+    "read_config",
     "is_finished",
     "resume",
 ]
@@ -54,14 +55,21 @@ from som.training.checkpoints import (
     save_packed,
 )
 from som.training.environments import Task, TaskError, recorded
-from som.training.loop import Trainer, completed, make_config, run_chunk
+from som.training.loop import (
+    Trainer,
+    completed,
+    make_config,
+    restore_loop,
+    run_chunk,
+    seed_numbers,
+)
 from som.training.policy import (
     Policy,
     acting,
     evaluate,
     load,
-    of_this_version,
     read_policies,
+    restore_agent,
     save_policy,
 )
 
@@ -578,7 +586,7 @@ def check_same(out: Path, config: dict[str, Any], asked) -> None:
     Raises:
         ValueError: a setting differs.
     """
-    saved = _settings(completed(records.read_record(out / "config.json")))
+    saved = _settings(read_config(out))
     skip = {"warmup", "evaluations", "episodes"} - set(asked)
     differing = [
         f"{name} is {saved.get(name)} there and {value} here"
@@ -640,12 +648,41 @@ def _watchers(out: Path | None, config, step: int, log) -> list[Any]:
     return [table, *(kind(out, config, step) for kind in kinds)]
 
 
+def read_config(out: Path) -> dict[str, Any]:
+    """The settings of the run in a folder, with those that came since.
+
+    Args:
+        out: the folder.
+
+    Raises:
+        records.CheckpointError: no config.json there, or none of a run.
+    """
+    path = out / "config.json"
+    stored = records.read_record(path)
+    try:
+        config = completed(stored)
+        steps, kwargs = config["steps"], config.get("env_kwargs", {})
+        if not (type(steps) is int and steps >= 1):
+            raise ValueError(f"steps is {steps!r:.40}")
+        if not (type(config["env"]) is str and isinstance(kwargs, dict)):
+            raise ValueError("env is not the name of a task")
+        seed_numbers(list(config["seeds"]))
+        restore_loop(config["loop"])
+        restore_agent(config, 1, 1)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise records.CheckpointError(
+            f"{path} does not describe a run: {why}"
+        ) from None
+    return config
+
+
 def is_finished(out: Path) -> bool:
     """Whether the run in a folder has made all its steps."""
     if not (out / "record.json").exists():
         return False
-    curve = records.read_record(out / "record.json")["curve"]
-    steps = records.read_record(out / "config.json")["steps"]
+    curve = records.read_run(out / "record.json")["curve"]
+    steps = read_config(out)["steps"]
     return bool(curve) and curve[-1]["step"] >= steps
 
 
@@ -682,7 +719,7 @@ def resume(
         KeyboardInterrupt: Ctrl-C or SIGTERM; resume continues.
     """
     out, stop_at = Path(out).absolute(), _stop_at(time_limit)
-    config = _config_of(out)
+    config = read_config(out)
     if is_finished(out) and steps in (None, config["steps"]):
         return _finished(out)
     with alone(out):
@@ -690,11 +727,6 @@ def resume(
             config = _longer(out, config, int(steps))
         rest = progress, stop_at, log, env, wrappers
         return _go_on(out, config, *rest)
-
-
-def _config_of(out: Path) -> dict[str, Any]:
-    """The settings of the run in a folder."""
-    return of_this_version(records.read_record(out / "config.json"))
 
 
 def _go_on(out: Path, config, progress, stop_at, log, env, wrappers) -> Run:
@@ -746,7 +778,7 @@ def _chunk(path: Path) -> int:
 
 def _finished(out: Path) -> Run:
     """A finished run, as it is on the disk."""
-    record = records.read_record(out / "record.json")
+    record = records.read_run(out / "record.json")
     number = range(len(record["seeds"]))
     policies = [load(out, i) for i in number]
     path = out / "policy-best.npz"

@@ -420,9 +420,9 @@ def _entry(jobs: list[Job]) -> dict[str, Any]:
         path = job.folder / "failed.json"
         if path.exists():
             seed = str(job.config["seeds"][0])
-            failed[seed] = records.read_record(path)["error"]
-        elif is_finished(job.folder):
-            runs.append(records.read_record(job.folder / "record.json"))
+            failed[seed] = str(records.read_record(path).get("error"))
+        elif has_ended(job):
+            runs.append(records.read_run(job.folder / "record.json"))
     for run in runs:
         made_by = {k: v for k, v in run["provenance"].items() if k != "date"}
         if made_by not in origins:
