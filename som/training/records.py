@@ -447,9 +447,9 @@ def _check_point(point: dict[str, Any], seeds: int) -> None:
         if len(values) != seeds:
             raise ValueError(f"{name} has {len(values)} values")
         for value in values:
-            np.mean(np.array(value, float))  # null is not a number
             if name == "returns" and not value:
                 raise ValueError("an evaluation without episodes")
+            np.mean(np.array(value, float))  # a text is not a number
 
 
 # %% How sure is a mean over five seeds?

@@ -1090,8 +1090,10 @@ def _clock(out: Path, at: int) -> tuple[bool, str]:
 def _read_only(out: Path, at: int) -> tuple[bool, str]:
     whole, said = os.replace, ""
 
-    def refuse(one, two):
+    def fail(one, two):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    refuse: Any = fail
 
     def turn(step, metrics, trainer):
         if trainer.chunk == at:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from typing import NamedTuple
 
@@ -396,3 +397,68 @@ def test_plot_pools_seeds_and_separates_tasks_and_configs(tmp_path):
     assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
     with pytest.raises(ValueError, match="a picture is one of"):
         plot_curves(runs, tmp_path / "curve.txt")
+
+
+# What is no file, or unpacks to more than it is
+
+
+def test_a_zip_bomb_is_not_unpacked(path):
+    save(path, {"x": np.zeros(3)}, {})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("metadata.npy", bytes(10**8))
+    with pytest.raises(CheckpointError, match="longer than the file") as error:
+        read_metadata(path)
+    one_sentence(error)
+
+
+def test_two_entries_of_one_name(path):
+    save(path, {"x": np.zeros(3)}, {})
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("metadata.npy", b"")
+    with pytest.raises(CheckpointError, match="two entries"):
+        read_metadata(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+@pytest.mark.parametrize("read", [read_metadata, read_record])
+def test_what_is_no_file_is_not_read(tmp_path, kind, read):
+    """A pipe nobody writes to, and a device without an end."""
+    odd = tmp_path / "odd"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "folder":
+        odd.mkdir()
+    else:
+        odd.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError):
+        read(odd)
+
+
+def test_a_record_has_no_nan(tmp_path):
+    (tmp_path / "record.json").write_text('{"curve": NaN}')
+    with pytest.raises(CheckpointError, match="not a run record"):
+        read_record(tmp_path / "record.json")
+
+
+POINT = {"step": 1, "updates": 1, "seconds": 1.0, "returns": [[1.0]], "metrics": {}}
+RUN = {
+    "algo": "som", "env": "A-v0", "profile": "laptop", "seeds": [0], "config": {},
+    "provenance": {}, "curve": [POINT],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"curve": None}, {"seeds": 3}, {"seeds": []}, {"curve": [3]}, {"curve": [{}]},
+     {"curve": [POINT | {"returns": [[]]}]}, {"curve": [POINT | {"step": None}]},
+     {"curve": [POINT | {"returns": [["x"]]}]}, {"curve": [POINT | {"metrics": 1}]}],
+)  # fmt: skip
+def test_what_is_no_record_of_a_run(tmp_path, change):
+    path = tmp_path / "record.json"
+    write_record(path, RUN)
+    assert records.read_run(path) == RUN
+    write_record(path, RUN | change)
+    with pytest.raises(CheckpointError) as error:
+        records.read_run(path)
+    one_sentence(error)

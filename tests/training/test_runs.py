@@ -340,7 +340,7 @@ def test_resume_between_the_last_checkpoint_and_the_record(tmp_path, straight):
 
 def test_folder_of_a_run(straight):
     names = {"config.json", "checkpoint.npz", "policy.npz", "record.json"}
-    names |= {"learning_curve.png", "policy-best.npz", "metrics.csv"}
+    names |= {"learning_curve.png", "policy-best.npz", "metrics.csv", ".lock"}
     assert {f.name for f in straight.out.iterdir()} == names
     assert records.read_record(straight.out / "record.json") == straight.record
 
@@ -587,3 +587,174 @@ def test_a_run_of_an_older_version_is_taken_up(tmp_path, straight):
     records.write_record(out / "config.json", stored)
     config = runs.resume(out).policy.agent.config
     assert config == replace(straight.policy.agent.config, tau=0.005)
+
+
+# Faults
+
+
+class Breaks(Cart):
+    """The cart, which fails in one step of its first copy."""
+
+    left = None  # steps until then
+
+    def step(self, action):
+        if Breaks.left is not None:
+            Breaks.left -= 1
+            if Breaks.left == 0:
+                raise self.error
+        return super().step(action)
+
+    error = RuntimeError("stuck")
+
+
+gym.register("Breaks-v0", entry_point=Breaks, max_episode_steps=20)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stuck"), SystemExit(1)])
+@pytest.mark.parametrize("at", [333, 777])
+def test_what_was_learned_is_kept_when_a_task_fails(tmp_path, monkeypatch, error, at):
+    """Up to the chunk before, to the bit, though nothing was saved before."""
+    options = {"env": "Breaks-v0", "evaluations": 1}
+    train(tmp_path / "straight", **options)
+    monkeypatch.setattr(Breaks, "left", at)
+    monkeypatch.setattr(Breaks, "error", error)
+    with pytest.raises(environments.TaskError, match=r"Breaks-v0.*last good") as told:
+        train(tmp_path / "run", **options)
+    assert f"of step {at // 100 * 100}" in str(told.value)
+    monkeypatch.setattr(Breaks, "left", None)
+    train(tmp_path / "run", **options)
+    names = "checkpoint.npz", "policy.npz"
+    for name in names:
+        assert_same_arrays(tmp_path / "run" / name, tmp_path / "straight" / name)
+
+
+def test_an_evaluation_that_failed_is_made_up_for(tmp_path, straight, monkeypatch):
+    evaluate, calls = runs.evaluate, []
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise environments.TaskError("step of Cart-v0 failed")
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(runs, "evaluate", fail)
+    with pytest.raises(environments.TaskError, match="of step 1000"):
+        train(tmp_path)
+    assert not runs.is_finished(tmp_path)
+    run = train(tmp_path)
+    returns = [point["returns"] for point in run.record["curve"]]
+    assert returns == [point["returns"] for point in straight.record["curve"]]
+    assert runs.is_finished(tmp_path)
+
+
+def test_two_in_one_folder_are_one_too_many(tmp_path):
+    told = []
+
+    def second(step, metrics):
+        if step == 300:
+            for call in (train, runs.resume):
+                with pytest.raises(runs.InUse, match=r"is in use by process \d+"):
+                    call(tmp_path)
+                told.append(step)
+
+    train(tmp_path, second)
+    assert told == [300, 300]
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from som.training import runs
+with runs.alone(Path(sys.argv[1])):
+    child = os.fork()
+    print(child or "", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_does_not_outlive_its_owner(tmp_path):
+    """Not even in a process that the owner has forked off."""
+    place = str(Path(__file__).parents[2])
+    owner = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": place},
+    )  # fmt: skip
+    child = int(owner.stdout.readline())
+    try:
+        with pytest.raises(runs.InUse), runs.alone(tmp_path):
+            pass
+        owner.kill()
+        owner.wait()
+        os.kill(child, 0)  # it lives
+        with runs.alone(tmp_path):
+            pass
+    finally:
+        owner.kill()
+        os.kill(child, signal.SIGKILL)
+        owner.stdout.close()
+
+
+def test_no_lock_where_none_can_be_had(tmp_path, monkeypatch):
+    with runs.alone(None), runs.alone(tmp_path / "missing"):
+        pass
+    monkeypatch.setattr(runs, "fcntl", None)
+    with runs.alone(tmp_path), runs.alone(tmp_path):
+        pass
+
+
+def test_sigterm_has_an_exception_of_its_own(capsys):
+    with runs.interruptible() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert "stopping" in capsys.readouterr().err
+        assert stop.raises is runs.Terminated
+        with pytest.raises(runs.Terminated):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("where", ["replay", "rows", "observation", "action"])
+def test_nothing_that_is_no_number_is_saved(tmp_path, straight, monkeypatch, where):
+    whole = runs.run_chunk
+
+    def spoil(trainer, buffer):
+        if trainer.chunk == 5:
+            if where == "replay":
+                buffer = buffer._replace(rows=buffer.rows.at[0, 7, 1].set(jnp.nan))
+            elif where == "action":
+                old = trainer.state.target_policy
+                new = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), old)
+                trainer.state = trainer.state._replace(target_policy=new)
+            else:
+                name = {"rows": "rows"}.get(where, "observation")
+                setattr(trainer, name, np.full_like(getattr(trainer, name), np.nan))
+        return whole(trainer, buffer)
+
+    monkeypatch.setattr(runs, "run_chunk", spoil)
+    with pytest.raises(FloatingPointError, match="of step 500"):
+        train(tmp_path, checkpoint_seconds=1e-9)
+    monkeypatch.undo()
+    runs.resume(tmp_path)
+    assert_same_arrays(tmp_path / "checkpoint.npz", straight.out / "checkpoint.npz")
+
+
+def test_a_removed_folder_is_made_again(tmp_path):
+    out = tmp_path / "run"
+
+    def remove(step, metrics):
+        if step == 500:
+            shutil.rmtree(out)
+
+    train(out, remove)
+    assert runs.is_finished(out)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": "many"}, {"steps": 0}, {"env": 3}, {"seeds": [[]]}, {"loop": None},
+     {"agent": {"width": "wide"}}, {"agent": {"actor_lr": None}}, {"algo": []}],
+)  # fmt: skip
+def test_a_config_that_describes_no_run(tmp_path, change):
+    config_of = config() | change
+    records.write_record(tmp_path / "config.json", config_of)
+    with pytest.raises(CheckpointError, match="does not describe a run") as error:
+        runs.resume(tmp_path)
+    assert "\n" not in str(error.value)

@@ -286,3 +286,31 @@ def test_killed_worker_loses_nothing(serial, tmp_path):
         saved = arrays(one), arrays(two)
         assert saved[0].pop("metadata").tobytes() == saved[1].pop("metadata").tobytes()
         assert_same(one, two)
+
+
+# A run that fails
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(serial, tmp_path, capsys):
+    jobs = tiny(tmp_path)
+    jobs[0].folder.mkdir(parents=True)
+    (jobs[0].folder / "checkpoint.npz").write_bytes(b"damaged")
+    for _ in range(2):  # and again at the next try
+        with pytest.raises(ChildProcessError, match=f"1 of 2 .*{jobs[0].name}: Check"):
+            one_by_one(jobs)
+        assert has_ended(jobs[1]) and not has_ended(jobs[0])
+    (jobs[0].folder / "checkpoint.npz").unlink()
+    one_by_one(jobs)
+    for one, two in zip(jobs, serial[0], strict=True):
+        assert_same(one, two)
+
+
+def test_the_command_tells_the_others_results(tmp_path, capsys):
+    words = [*WORDS, "--seeds", "2,", "--out", str(tmp_path)]
+    (folder,) = (job.folder for job in tiny(tmp_path)[:1])
+    folder = folder.with_name("2")
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.npz").mkdir()
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "1 of 1 runs were lost" in said.err and TASK in said.out
