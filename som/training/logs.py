@@ -200,6 +200,14 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(whole), restval=""))
 
 
+def _step_of(row: dict[str, str]) -> float:
+    """The step of a row; infinite where a damaged row has none."""
+    try:
+        return int(row["step"])
+    except (KeyError, TypeError, ValueError):
+        return float("inf")
+
+
 class Table:
     """A metrics.csv to which rows are appended.
 
@@ -213,7 +221,7 @@ class Table:
         self.names: list[str] = []
         if path.exists():
             old = read_table(path)
-            self._rewrite([r for r in old if int(r["step"]) <= step])
+            self._rewrite([r for r in old if _step_of(r) <= step])
 
     def _rewrite(self, table: Iterable[dict[str, Any]]) -> None:
         table = list(table)
@@ -232,7 +240,8 @@ class Table:
 
     def write(self, table: list[dict[str, Any]]) -> None:
         """Append rows; a new name becomes a new column."""
-        if {name for row in table for name in row} - set(self.names):
+        new = {name for row in table for name in row} - set(self.names)
+        if new or not self.path.exists():  # the folder was removed
             self._rewrite([*read_table(self.path), *table])
             return
         with open(self.path, "a", encoding="utf-8") as file:

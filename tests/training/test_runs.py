@@ -745,6 +745,16 @@ def test_a_removed_folder_is_made_again(tmp_path):
 
     train(out, remove)
     assert runs.is_finished(out)
+    steps = [row["step"] for row in logs.read_table(out / "metrics.csv")]
+    assert steps == ["600", "700", "800", "900", "1000"]
+
+
+def test_a_damaged_table_does_not_stop_a_run(tmp_path):
+    train(tmp_path, time_limit=1e-9)
+    (tmp_path / "metrics.csv").write_bytes(b"step,seed\n1\xff,\x00\n\n,,,\n")
+    runs.resume(tmp_path)
+    steps = [row["step"] for row in logs.read_table(tmp_path / "metrics.csv")]
+    assert steps[0] == "200" and steps[-1] == "1000"
 
 
 @pytest.mark.parametrize(
