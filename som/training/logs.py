@@ -203,7 +203,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def _step_of(row: dict[str, str]) -> float:
     """The step of a row; infinite where a damaged row has none."""
     try:
-        return int(row["step"])
+        return float(row["step"])
     except (KeyError, TypeError, ValueError):
         return float("inf")
 
