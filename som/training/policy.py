@@ -361,7 +361,9 @@ def restore_agent(config: dict[str, Any], observation_size, action_size):
         )
     except ValueError as error:
         raise records.CheckpointError(
-            f"another version of som wrote this and can read it: {error}"
+            f"another version of som wrote this and can read it: {error}"[
+                :400
+            ]
         ) from None
     for key, hint in typing.get_type_hints(type(agent.config)).items():
         if not _is(getattr(agent.config, key), hint):

@@ -192,7 +192,7 @@ class Table(dict):
         return self[fault]
 
 
-Trials = Iterator[Table]
+Trials = Iterator[Any]
 """An arm of the study: yields its table after each trial."""
 
 
@@ -1152,14 +1152,14 @@ def _many(out: Path, count: int, notes_file: Path) -> None:
         notes_file.write_text(json.dumps(notes))
 
 
-def growth(notes: list[list[float]], after: float = 1 / 3) -> float:
+def growth(notes: Any, after: float = 1 / 3) -> float:
     """By how much the memory grew after the first part; 0.01 is 1 %."""
     memory = np.array([note[1] for note in notes])
     first = memory[int(len(memory) * after)]
     return float(memory[-3:].mean() / first - 1)
 
 
-def speed(notes: list[list[float]]) -> np.ndarray:
+def speed(notes: Any) -> np.ndarray:
     """Steps per second of processor time between two notes."""
     _, _, steps, cpu = np.array(notes).T
     return np.diff(steps) / np.diff(cpu)
