@@ -554,13 +554,14 @@ def train(
         check_same(out, config, overrides)
         more = config["steps"], log, env, wrappers
         return resume(out, progress, time_limit, *more)
+    kinds = _kinds(out, log)  # before a folder is made
     with closing(Trainer(config, task)) as trainer, ExitStack() as held:
         if out:
             records.make_folder(out)
             held.enter_context(alone(out))
             if (out / "config.json").exists():
                 raise InUse(f"another process has begun a run in {out}")
-        watchers = _watchers(out, config, 0, log)
+        watchers = _watchers(out, config, 0, kinds)
         if out:
             records.write_record(out / "config.json", config)
         buffer = trainer.empty_buffer()
@@ -636,13 +637,17 @@ def _shown(trainer, buffer, out, progress, stop_at, watchers) -> Run:
             watcher.close()
 
 
-def _watchers(out: Path | None, config, step: int, log) -> list[Any]:
-    """What gets the rows of each chunk."""
+def _kinds(out: Path | None, log) -> list[Any]:
+    """Classes of the logs that were asked for by name."""
     names = [log] if isinstance(log, str) else list(log)
-    kinds = [logs.LOGS[closest(name, logs.LOGS, "log")] for name in names]
+    if names and out is None:
+        raise ValueError(f"log is {log!r}; it wants a folder, out")
+    return [logs.LOGS[closest(name, logs.LOGS, "log")] for name in names]
+
+
+def _watchers(out: Path | None, config, step: int, kinds) -> list[Any]:
+    """What gets the rows of each chunk."""
     if out is None:
-        if kinds:
-            raise ValueError(f"log is {log!r}; it wants a folder, out")
         return []
     table = logs.Table(out / "metrics.csv", step)
     return [table, *(kind(out, config, step) for kind in kinds)]
@@ -751,7 +756,7 @@ def _go_on(out: Path, config, progress, stop_at, log, env, wrappers) -> Run:
             best = read_policies(out / "policy-best.npz")[1]
             trainer.best = best["state"]
             trainer.best_scale = best.get("scale")
-        watchers = _watchers(out, config, trainer.steps, log)
+        watchers = _watchers(out, config, trainer.steps, _kinds(out, log))
         return _shown(trainer, buffer, out, progress, stop_at, watchers)
 
 
