@@ -13,6 +13,7 @@ __all__ = [
     "policy_target",
     "policy_loss",
     "OneStep",
+    "PAPER",
     "LITERAL",
     "LAPTOP",
     "BANDIT",
@@ -48,16 +49,15 @@ from som.theory.sde import SDE, VE, VP
 # %% The configuration
 @dataclass(frozen=True)
 class SOMConfig(ActorCriticConfig):
-    """Everything the agent can be told; defaults are the profile `paper`.
+    """Everything the agent can be told.
 
     K is in Table 3 of the paper, the rest is what it leaves open.
     """
 
-    target_particles: int | None = 1
     num_samples: int = 100  # K of the score estimate
     sde: Literal["vp", "ve"] = "vp"  # forward SDE
     noise_range: tuple[float, float] = (0.1, 2.0)  # beta (VP), sigma (VE)
-    estimator: Literal["idem", "box", "combined", "shared"] = "shared"
+    estimator: Literal["idem", "box", "combined", "shared"] = "combined"
     sharpening: float = 4.0  # w_s: the score times 1 + w_s (1 - t)^2
     rescale: float | None = None  # w of (8): this length, not sharpened
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
@@ -67,8 +67,8 @@ class SOMConfig(ActorCriticConfig):
     inverse_temperature: float | None = 10.0  # factor on Q; None: alpha
     clip_guesses: bool = False  # `idem`: clip a_0|t to the action box
     chunk: int = 5  # guesses evaluated at once (memory); 0: all
-    policy_batch: int | None = 64  # states per policy step; None: all
-    rows_per_state: int = 4  # of the policy's step
+    policy_batch: int | None = None  # states per policy step; None: all
+    rows_per_state: int = 1  # rows of the policy step at each state
 
     def __post_init__(self):
         super().__post_init__()
@@ -269,8 +269,13 @@ class OneStep(ActorCritic):
         return jnp.stack([noise, noise - u])
 
 
+PAPER = SOMConfig(
+    target_particles=1,
+    estimator="shared",
+    policy_batch=64,
+    rows_per_state=4,
+)
 LITERAL = SOMConfig(
-    target_particles=None,
     noise_range=(0.1, 20.0),
     estimator="idem",
     sharpening=0.0,
@@ -280,17 +285,15 @@ LITERAL = SOMConfig(
     prior_share=0.0,
     q_scale="batch",
     inverse_temperature=None,
-    policy_batch=None,
-    rows_per_state=1,
     ema_policy=False,
 )
 LAPTOP = SOMConfig(
     **LAPTOP_FRAME,
     num_samples=12,
-    estimator="combined",
     chunk=0,
     policy_delay=1,
-    rows_per_state=1,
+    target_particles=1,
+    policy_batch=64,
 )
 BANDIT = replace(
     LAPTOP,
@@ -318,7 +321,7 @@ class SOM(OneStep):
     config: SOMConfig
 
     profiles: ClassVar[dict[str, Any]] = {
-        "paper": SOMConfig(),
+        "paper": PAPER,
         "laptop": LAPTOP,
         "sample-efficient": replace(LAPTOP, **SAMPLE_EFFICIENT),
         "bandit": BANDIT,
