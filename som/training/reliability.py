@@ -684,7 +684,8 @@ def _read_spoiled(path: Path, read, good) -> tuple[bool, str, float, float]:
         held, said = False, f"{type(error).__name__}: {error}"[:300]
     took, more = time.process_time() - start, _peak() - before
     touched = set(os.listdir(path.parent)) != folder
-    held = held and took < 1 and more < 200 and not touched
+    fast = took < 1 or not said  # what is accepted may be compiled for
+    held = held and fast and more < 200 and not touched
     return held, said, took, more
 
 
