@@ -484,8 +484,9 @@ def read_policies(path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         agent = restore_agent(of_this_version(metadata), *sizes)
         number, _ = len(metadata["seeds"]), environments.recorded(metadata)
     except (KeyError, AttributeError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
         raise records.CheckpointError(
-            f"{path} is not a policy: its metadata lacks {error}"
+            f"{path} is not a policy: its metadata lacks {why}"
         ) from None
     bound = np.zeros(sizes[1], np.float32)
     like = {"state": _shapes(agent, number), "low": bound, "high": bound}
