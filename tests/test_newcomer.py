@@ -200,7 +200,8 @@ def test_3_a_mistake_is_shown_with_its_line_and_mended(folder):
     assert error.startswith("som: step of faulty:Faulty-v0 failed: ")
     assert f"ZeroDivisionError: division by zero ({folder}/faulty.py, line {line}); the"
     assert f"{folder}/faulty.py, line {line}" in error
-    assert error.endswith("checkpoint is runs/bad/checkpoint.npz, of step 300.\n")
+    kept = f"{folder}/runs/bad/checkpoint.npz, of step 300.\n"
+    assert error.endswith(f"checkpoint is {kept}")
     (folder / "faulty.py").write_text(TASK.replace("Mine", "Faulty"))
     status, lines, error = typed(folder, SOM, "resume", "runs/bad")
     assert status == 0, error

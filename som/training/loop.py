@@ -79,9 +79,7 @@ class LoopConfig:
     evaluations: int = 40  # number of them, evenly spaced over the run
     episodes: int = 20  # number in each evaluation, for each seed
     checkpoint_seconds: float = 300.0  # seconds between two; inf: none
-    normalize_observations: bool = (
-        False  # shown in deviations from their mean
-    )
+    normalize_observations: bool = False  # in deviations from their mean
 
     def __post_init__(self):
         for f in fields(self):
