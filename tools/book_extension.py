@@ -161,6 +161,19 @@ def skip_generated(app, what, name, obj, skip, options):
     return True if alias or (what == "class" and name == "replace") else None
 
 
+class _Qualified(ast.NodeTransformer):
+    """Names of the package's classes with their module: two share one name."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def visit_Name(self, node):
+        kind = self.names.get(node.id)
+        if not (inspect.isclass(kind) and kind.__module__.startswith("som.")):
+            return node
+        return ast.parse(f"{kind.__module__}.{node.id}", mode="eval").body
+
+
 def source_signature(app, what, name, obj, options, signature, returns):
     """Show a signature as the chapter writes it: shapes, no expanded types."""
     if what not in ("class", "function", "method"):
@@ -178,6 +191,12 @@ def source_signature(app, what, name, obj, options, signature, returns):
         node = made[0]
     if what != "function" and node.args.args and node.args.args[0].arg == "self":
         node.args.args.pop(0)
+    qualified = _Qualified(vars(sys.modules[obj.__module__]))
+    for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+        if argument.annotation:
+            argument.annotation = qualified.visit(argument.annotation)
+    if node.returns:
+        node.returns = qualified.visit(node.returns)
     returns = ast.unparse(node.returns) if node.returns and what != "class" else None
     return f"({ast.unparse(node.args)})", returns
 
