@@ -182,6 +182,11 @@ def source_signature(app, what, name, obj, options, signature, returns):
         node = ast.parse(textwrap.dedent(inspect.getsource(obj))).body[0]
     except (OSError, TypeError):
         return None
+    qualified = _Qualified(vars(sys.modules[obj.__module__]))
+    for part in ast.walk(node):
+        for field in ("annotation", "returns"):
+            if hint := getattr(part, field, None):
+                setattr(part, field, qualified.visit(hint))
     if isinstance(node, ast.ClassDef):
         methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
         made = [method for method in methods if method.name == "__init__"]
@@ -191,12 +196,6 @@ def source_signature(app, what, name, obj, options, signature, returns):
         node = made[0]
     if what != "function" and node.args.args and node.args.args[0].arg == "self":
         node.args.args.pop(0)
-    qualified = _Qualified(vars(sys.modules[obj.__module__]))
-    for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-        if argument.annotation:
-            argument.annotation = qualified.visit(argument.annotation)
-    if node.returns:
-        node.returns = qualified.visit(node.returns)
     returns = ast.unparse(node.returns) if node.returns and what != "class" else None
     return f"({ast.unparse(node.args)})", returns
 
