@@ -28,6 +28,7 @@ __all__ = [
     "ODD",
     "TEXTS",
     "NOT_FILES",
+    "SECONDS",
     "files",
     "NUMBERS",
     "numbers",
@@ -670,6 +671,9 @@ def _readers(folder: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
     }
 
 
+SECONDS = 1.0  # of processor time that a refusal may take
+
+
 def _read_spoiled(path: Path, read, good) -> tuple[bool, str, float, float]:
     """Whether a file is refused well, what is said, seconds and MB."""
     folder, said = set(os.listdir(path.parent)), ""
@@ -684,7 +688,7 @@ def _read_spoiled(path: Path, read, good) -> tuple[bool, str, float, float]:
         held, said = False, f"{type(error).__name__}: {error}"[:300]
     took, more = time.process_time() - start, _peak() - before
     touched = set(os.listdir(path.parent)) != folder
-    fast = took < 1 or not said  # what is accepted may be compiled for
+    fast = took < SECONDS or not said  # what is accepted may be compiled for
     held = held and fast and more < 200 and not touched
     return held, said, took, more
 
