@@ -90,7 +90,11 @@ class MLP(nn.Module):
                 even(x)
             )
         name = self.activation
-        bend = mish if name == "mish" else getattr(jax.nn, name)
+        bend = mish if name == "mish" else getattr(jax.nn, name, None)
+        if not callable(bend):
+            raise ValueError(
+                f"activation is {name[:40]!r}; a function of jax.nn is wanted"
+            )
         for _ in range(self.depth - 1):
             h = nn.Dense(self.width)(even(bend(h)))
         return nn.Dense(self.size)(even(bend(h)))

@@ -153,3 +153,9 @@ def test_parameter_counts_at_paper_size():
 
     assert size(jax.eval_shape(Policy(6, 256, 3).init, KEY, a, t, t, o)) == 149_606
     assert size(jax.eval_shape(Critic(256, 3).init, KEY, o, a)) == 276_484
+
+
+@pytest.mark.parametrize("name", ["gelo", "initializers"])
+def test_an_activation_that_jax_does_not_have_is_refused(name):
+    with pytest.raises(ValueError, match=f"activation is '{name}'; a function"):
+        MLP(4, 2, 1, name).init(jax.random.PRNGKey(0), jnp.zeros(2))
