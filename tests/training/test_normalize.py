@@ -32,13 +32,13 @@ class Odd(Cart):
         return self.odd(super().step(action))
 
 
-gym.register("Odd-v0", entry_point=Odd, max_episode_steps=20)
-NORMAL = {"env": "Odd-v0", "normalize_observations": True}
+gym.register("OddUnits-v0", entry_point=Odd, max_episode_steps=20)
+NORMAL = {"env": "OddUnits-v0", "normalize_observations": True}
 
 
 def trainer(seeds=(0,), **changes):
     made = config(seeds, normalize_observations=True, **changes)
-    return loop.Trainer(made | {"env": "Odd-v0"})
+    return loop.Trainer(made | {"env": "OddUnits-v0"})
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_other_kinds_of_agents_learn_from_it(algo):
 @pytest.mark.parametrize("normalize_observations", [False, True])
 def test_odd_units_are_learned_from_with_it_and_not_without(normalize_observations):
     run = train(
-        env="Odd-v0", steps=6_000, evaluations=1, episodes=20,
+        env="OddUnits-v0", steps=6_000, evaluations=1, episodes=20,
         normalize_observations=normalize_observations,
     )  # fmt: skip
     final = np.mean(run.record["curve"][-1]["returns"])
