@@ -6,6 +6,7 @@ Exported by tools/export.py from book/training/command_line.md; edit the chapter
 __all__ = [
     "count",
     "seed_list",
+    "WORDS",
     "assignment",
     "override",
     "names",
@@ -136,6 +137,10 @@ def _convert(value: Any, hint: Any) -> Any:
     raise ValueError
 
 
+WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+"""Words of shells and of other languages, in Python's."""
+
+
 def assignment(text: str) -> tuple[str, Any]:
     """Read `field=value`, such as an argument of a task.
 
@@ -152,7 +157,7 @@ def assignment(text: str) -> tuple[str, Any]:
     if not sign:
         raise ValueError(f"{text!r} is not of the form field=value.")
     try:
-        return field, ast.literal_eval(given)
+        return field, ast.literal_eval(WORDS.get(given.lower(), given))
     except (ValueError, SyntaxError):
         return field, given
 

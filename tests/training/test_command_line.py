@@ -115,6 +115,10 @@ class Loop:
         ("weight=25", 25.0),
         ("weight=None", None),
         ("flag=True", True),
+        ("flag=true", True),
+        ("flag=FALSE", False),
+        ("weight=none", None),
+        ("weight=null", None),
     ],
 )
 def test_override(text, value):
