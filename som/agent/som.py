@@ -110,7 +110,7 @@ def q_spread(
     return jnp.mean(jnp.std(q, 0)) + 1e-6
 
 
-# %% A flow in a hurry
+# %% Sharpening: a stronger pull towards the end
 def flow_velocity(
     agent: "SOM",
     critic,

@@ -380,7 +380,7 @@ def _render(args: argparse.Namespace) -> None:
         print(f"returns of the episodes that ended: {ended}")
 
 
-# %% Taken away
+# %% Export
 _USE = {
     ".onnx": (
         "session = onnxruntime.InferenceSession({path!r})",

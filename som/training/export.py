@@ -1,4 +1,4 @@
-"""A policy that can be taken away.
+"""A policy outside of JAX.
 
 Exported by tools/export.py from book/training/export.md; edit the chapter.
 """

@@ -39,7 +39,7 @@ from som.training import records
 from som.training.loop import Trainer, schedule
 
 
-# %% Something to look at while it learns
+# %% Progress
 def clock(seconds: float) -> str:
     """Seconds as hours, minutes and seconds, 0:01:48."""
     minutes, seconds = divmod(round(seconds), 60)

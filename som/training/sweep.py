@@ -43,7 +43,7 @@ from som.training.policy import restore_agent
 from som.training.runs import is_finished, resume
 
 
-# %% A list of runs that do not know of each other
+# %% A list of independent runs
 QUICK = "InvertedDoublePendulum-v4", "Pusher-v4", "Reacher-v4"
 """Tasks that the paper gives one million steps, and not five."""
 
