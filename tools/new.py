@@ -40,7 +40,7 @@ One sentence that says how an action is made and what the policy learns.
 ## Imports
 
 ```{code-cell} ipython3
-:tags: [export]
+:tags: [export, hide-input]
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -208,7 +208,7 @@ One sentence that says what is compared, and why one would want to know.
 ## Imports
 
 ```{code-cell} ipython3
-:tags: [export]
+:tags: [export, hide-input]
 
 import numpy as np
 
