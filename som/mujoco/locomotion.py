@@ -33,7 +33,7 @@ from jaxtyping import Float
 from som.agent.actor_critic import closest
 from som.training.environments import TASKS
 from som.training.loop import make_config
-from som.training.records import curve_arrays, mean_ci, read_record
+from som.training.records import Table, curve_arrays, mean_ci, read_record
 from som.training.sweep import usual_steps
 
 
@@ -171,14 +171,14 @@ def result(record: dict[str, Any] | None) -> str:
     return text
 
 
-def table(runs: Runs) -> str:
-    """The results as text: a row for each task, a column for each label."""
+def table(runs: Runs) -> Table:
+    """The results: a row for each task, a column for each label."""
     labels = list(next(iter(runs.values())))
-    lines = [" " * 26 + "".join(f"{label:>24}" for label in labels)]
-    for task, row in runs.items():
-        cells = "".join(f"{result(row[label]):>24}" for label in labels)
-        lines.append(f"{task:26}{cells}")
-    return "\n".join(lines)
+    rows = [
+        (task, *(result(row[label]) for label in labels))
+        for task, row in runs.items()
+    ]
+    return Table(("task", *labels), rows)
 
 
 def missing(runs: Runs, arms: dict[str, dict[str, Any]]) -> list[str]:

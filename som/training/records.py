@@ -17,6 +17,8 @@ __all__ = [
     "read_record",
     "read_run",
     "mean_ci",
+    "in_words",
+    "Table",
     "iqm",
     "bootstrap_ci",
     "curve_arrays",
@@ -25,6 +27,7 @@ __all__ = [
 
 import datetime
 import hashlib
+import html
 import importlib.metadata
 import importlib.util
 import json
@@ -503,6 +506,60 @@ def mean_ci(
     error = x.std(axis=0, ddof=1) / np.sqrt(count)
     half = stdtrit(count - 1, (1 + level) / 2) * error
     return mean, np.asarray(mean - half), np.asarray(mean + half)
+
+
+# %% Results as a table
+def in_words(mean: float, low: float, high: float, form: str = ".0f") -> str:
+    """A mean and its interval, such as "310 (295 to 325)"."""
+    if np.isnan(low):
+        return format(mean, form)
+    return f"{mean:{form}} ({low:{form}} to {high:{form}})"
+
+
+class Table:
+    """Results that notebooks show as a table and terminals as columns.
+
+    Args:
+        head: names of the columns.
+        rows: cells of the rows; what is not a text is put right.
+
+    Raises:
+        ValueError: a row of another length than the head.
+    """
+
+    def __init__(self, head: Sequence[str], rows: Sequence[Sequence[Any]]):
+        self.head, self.rows = tuple(head), [tuple(row) for row in rows]
+        for row in self.rows:
+            if len(row) != len(self.head):
+                raise ValueError(
+                    f"the row {row} has {len(row)} cells; {len(self.head)} "
+                    "are wanted"
+                )
+
+    def _repr_html_(self) -> str:
+        def line(cells, kind):
+            right = ' style="text-align: right"'
+            return "".join(
+                f"<{kind}{'' if isinstance(c, str) else right}>"
+                f"{html.escape(str(c))}</{kind}>"
+                for c in cells
+            )
+
+        lines = [line(row, "td") for row in self.rows]
+        body = "".join(f"<tr>{text}</tr>" for text in lines)
+        head = f"<thead><tr>{line(self.head, 'th')}</tr></thead>"
+        return f'<table class="table">{head}<tbody>{body}</tbody></table>'
+
+    def __repr__(self) -> str:
+        cells = [[str(c) for c in row] for row in (self.head, *self.rows)]
+        wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join(
+            "  ".join(
+                c.ljust(n) if isinstance(kind, str) else c.rjust(n)
+                for c, n, kind in zip(row, wide, like, strict=True)
+            ).rstrip()
+            for row, like in zip(cells, [self.head, *self.rows], strict=True)
+        )
 
 
 # %% The middle half

@@ -462,3 +462,19 @@ def test_what_is_no_record_of_a_run(tmp_path, change):
     with pytest.raises(CheckpointError) as error:
         records.read_run(path)
     one_sentence(error)
+
+
+def test_a_table_is_one_for_people_and_for_terminals():
+    table = records.Table(("task", "n"), [("<b>", 12), ("long name", 3)])
+    shown = table._repr_html_()
+    assert "&lt;b&gt;" in shown and "<b>" not in shown
+    assert shown.count("<tr>") == 3 and shown.count("<td>") == 2
+    assert shown.count('<td style="text-align: right">') == 2
+    assert repr(table) == "task       n\n<b>        12\nlong name   3"
+    with pytest.raises(ValueError, match="1 cells; 2 are wanted"):
+        records.Table(("task", "n"), [("a",)])
+
+
+def test_a_mean_in_words():
+    assert records.in_words(310.4, 295.2, 325.1) == "310 (295 to 325)"
+    assert records.in_words(0.5, np.nan, np.nan, ".2f") == "0.50"
