@@ -349,11 +349,13 @@ def log_ratio(
         prior: steps added to every pair of both; with 0 the ratio is
             exact, and -inf where the expert never was.
     """
-    shares = [c + prior for c in (expert, union)]
-    shares = [c / c.sum() for c in shares]
-    never = np.full_like(expert, -np.inf)
-    quotient = np.divide(*shares, out=never, where=shares[0] > 0)
-    return np.log(quotient, out=never, where=quotient > 0)
+    of_expert, of_union = (
+        (c + prior) / np.sum(c + prior) for c in (expert, union)
+    )
+    there = of_expert > 0
+    ratio = np.full_like(of_expert, -np.inf)
+    ratio[there] = np.log(of_expert[there] / of_union[there])
+    return ratio
 
 
 # %% Start where the expert was
