@@ -315,7 +315,7 @@ class Recordings(NamedTuple):
         states, actions: the known episode of the expert, [1, H + 1] and
             [1, H].
         expert, union: counts of its steps and of all steps, [S, A].
-        hidden: counts of the expert's steps that nobody knows to be his.
+        hidden: counts of the expert's steps in the large pile.
     """
 
     states: Int[np.ndarray, "1 T"]
