@@ -1,0 +1,1 @@
+"""Exported by tools/export.py from book/relatives: one module a chapter."""
