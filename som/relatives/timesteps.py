@@ -94,9 +94,7 @@ def bound_rest(
     left, noise = schedule.mean[-1], schedule.std[-1]
     prior = (left * a_0) ** 2 + noise**2 - 1 - 2 * jnp.log(noise)
     width = schedule.std[1] / schedule.mean[1]
-    return 0.5 * jnp.mean(prior, -1) + 0.5 * jnp.log(
-        2 * jnp.pi * width**2
-    )
+    return 0.5 * jnp.mean(prior, -1) + 0.5 * jnp.log(2 * jnp.pi * width**2)
 
 
 def step_of(t: Float[Array, "..."], num_steps: int) -> Int[Array, "..."]:
@@ -113,14 +111,14 @@ class Task:
         sample: draws data, (key, number) -> [number, A].
         held_out: data that no batch contains, [H, A].
         schedule: of T steps.
-        denoiser: the network.
+        denoiser: the network, a Denoiser or another that is called as one.
         cell: width of the cells of data that were whole numbers, else 1.
     """
 
     sample: Callable[[Any, int], Array]
     held_out: Float[Array, "H A"]
     schedule: Schedule
-    denoiser: Denoiser
+    denoiser: Any
     cell: float = 1.0
 
     @property
@@ -316,9 +314,7 @@ def fixed_rules(schedule: Schedule) -> dict[str, Fixed]:
         "bound": (bound / bound.sum(), one),
     }
     return {
-        name: Fixed(
-            np.float32(law), np.float32(np.broadcast_to(weight, num))
-        )
+        name: Fixed(np.float32(law), np.float32(np.broadcast_to(weight, num)))
         for name, (law, weight) in tables.items()
     }
 
@@ -376,9 +372,7 @@ class TimePolicy(nn.Module):
     width: int = 32  # units of its two layers
 
     @nn.compact
-    def __call__(
-        self, a_0: Float[Array, "... A"]
-    ) -> Float[Array, "... 2"]:
+    def __call__(self, a_0: Float[Array, "... A"]) -> Float[Array, "... 2"]:
         h = nn.gelu(MLP(self.width, 1, self.width)(a_0))
         last = nn.Dense(
             2,
@@ -408,6 +402,7 @@ def beta_entropy(b: Float[Array, "... 2"]) -> Float[Array, "..."]:
     )
 
 
+# %% Which terms to look at
 def f_statistic(
     x: Float[Array, "K T"], y: Float[Array, "K"]
 ) -> Float[Array, "T"]:
@@ -418,6 +413,7 @@ def f_statistic(
     return r_square / jnp.maximum(1 - r_square, 1e-7) * (len(y) - 2)
 
 
+# %% The published estimator and ours
 class SamplerState(NamedTuple):
     """What changes while the sampler learns."""
 
@@ -448,7 +444,9 @@ class AdaptiveSampler(Rule):
     @property
     def adam(self) -> optax.GradientTransformation:
         """Adam on gradients no longer than 1."""
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(self.lr))
+        return optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adam(self.lr)
+        )
 
     def init(self, key, size):
         """Almost uniform; the first three steps are chosen."""
@@ -646,9 +644,13 @@ def fit_times(
     states = jax.jit(jax.vmap(partial(start, task, rule)))(keys)
     updates, errors, density, spent, kept = [], [], [], 0.0, []
     for look in range(looks):
-        split = lambda k: jax.random.split(jax.random.fold_in(k, look), rounds)
+        split = lambda k: jax.random.split(
+            jax.random.fold_in(k, look), rounds
+        )
         now = time.process_time()
-        states = advance(task, rule, states, jax.vmap(split)(keys).swapaxes(0, 1))
+        states = advance(
+            task, rule, states, jax.vmap(split)(keys).swapaxes(0, 1)
+        )
         jax.block_until_ready(states)
         spent += (look > 0) * (time.process_time() - now)
         updates.append((look + 1) * rounds * EVERY)
@@ -670,7 +672,7 @@ def _density(task, rule, states):
     return jax.vmap(lambda s: rule.density(s, task.held_out))(states)
 
 
-# %% Reward quality
+# %% How much of a reward is noise?
 @partial(jax.jit, static_argnums=(0, 1))
 def reward_quality(
     task: Task, rule: AdaptiveSampler, state: Training, key
