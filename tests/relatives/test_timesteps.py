@@ -274,11 +274,11 @@ def test_gradient_variance_against_a_loop(tiny):
     keys = jax.random.split(KEY, 8)
     n = 3
     t = jnp.full((1, 1), (n - 0.5) / 6)
+    grad = jax.jit(jax.grad(lambda p, a, key: tiny.errors(p, a, t, key)[0, 0]))
     grads = []
     for a, key in zip(a_0, keys, strict=True):
-        loss = lambda p, a=a, key=key: tiny.errors(p, a[None], t, key)[0, 0]
-        tree = jax.grad(loss)(params)
-        grads.append(np.concatenate([np.ravel(g) for g in jax.tree.leaves(tree)]))
+        leaves = jax.tree.leaves(grad(params, a[None], key))
+        grads.append(np.concatenate([np.ravel(g) for g in leaves]))
     wanted = np.var(grads, 0, ddof=1).sum()
     assert np.isclose(found[n - 1], wanted, rtol=1e-3)
 
