@@ -178,8 +178,8 @@ def digits_task(width: int = 128) -> Task:
     """The digits of scikit-learn, 8 x 8 pixels, noise fills grey levels."""
     from sklearn.datasets import load_digits  # takes a second
 
-    grey = np.random.default_rng(0).permutation(load_digits().data)
-    grey = jnp.asarray(grey / 8 - 1, jnp.float32)
+    data = np.random.default_rng(0).permutation(load_digits().data)
+    grey = jnp.asarray(data / 8 - 1, jnp.float32)
 
     def blur(key, image):
         return image + jax.random.uniform(
@@ -423,7 +423,7 @@ class SamplerState(NamedTuple):
     chosen: Int[Array, "3"]  # steps, less one, that make up the reward
     baseline: Float[Array, ""]  # running mean of the reward
     variance: Float[Array, ""]  # of the reward around it
-    count: Int[Array, ""]  # how often it has learned
+    lessons: Int[Array, ""]  # how often it has learned
 
 
 @dataclass(frozen=True)
@@ -458,21 +458,25 @@ class AdaptiveSampler(Rule):
             zero, zero, jnp.int32(0),
         )  # fmt: skip
 
+    def law(self, params, a_0: Float[Array, "B A"]) -> Float[Array, "B 2"]:
+        """The two parameters of each point's Beta law."""
+        return jnp.asarray(TimePolicy().apply(params, a_0))
+
     def draw(self, state, a_0, key):
         """Positions by each point's law, no weights."""
-        b = TimePolicy().apply(state.params, a_0)
+        b = self.law(state.params, a_0)
         t = jax.random.beta(key, b[:, 0], b[:, 1])
         return jnp.clip(t, 1e-6, 1 - 1e-6), jnp.ones(len(a_0))
 
     def density(self, state, a_0):
         """The mean density of the points' laws in the middle of each step."""
-        b = TimePolicy().apply(state.params, a_0)
+        b = self.law(state.params, a_0)
         t = centres(self.num_steps)
         return jnp.mean(jnp.exp(beta_log_density(b[:, None], t)), 0)
 
     def loss(self, params, a_0, t, reward, baseline, scale):
         """What one step of Adam descends, Equation (eq-timesteps-ours)."""
-        b = TimePolicy().apply(params, a_0)
+        b = self.law(params, a_0)
         log_density, entropy = beta_log_density(b, t), beta_entropy(b)
         if self.published:
             return -jnp.mean(log_density * (reward + self.entropy * entropy))
@@ -491,7 +495,7 @@ class AdaptiveSampler(Rule):
         reward = gain(a_0, every[state.chosen], k_reward, k_reward_after)
         reward = jnp.sum(reward, 1)
 
-        first = state.count == 0
+        first = state.lessons == 0
         baseline = jnp.where(first, reward.mean(), state.baseline)
         spread = jnp.mean((reward - baseline) ** 2)
         variance = jnp.where(first, spread, state.variance)
@@ -502,7 +506,7 @@ class AdaptiveSampler(Rule):
 
         queue = jnp.roll(state.queue, 1, 0).at[0].set(sweep)
         best = jax.lax.top_k(f_statistic(queue, queue.sum(1)), 3)[1]
-        full = state.count + 1 >= self.queue
+        full = state.lessons + 1 >= self.queue
         old = self.keep
         return SamplerState(
             optax.apply_updates(state.params, step),
@@ -511,7 +515,7 @@ class AdaptiveSampler(Rule):
             jnp.where(full, best, state.chosen),
             old * baseline + (1 - old) * reward.mean(),
             old * variance + (1 - old) * spread,
-            state.count + 1,
+            state.lessons + 1,
         )
 
 
@@ -642,7 +646,8 @@ def fit_times(
         )
     keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
     states = jax.jit(jax.vmap(partial(start, task, rule)))(keys)
-    updates, errors, density, spent, kept = [], [], [], 0.0, []
+    updates, errors, density, spent = [], [], [], 0.0
+    early: Any = None
     for look in range(looks):
         split = lambda k: jax.random.split(
             jax.random.fold_in(k, look), rounds
@@ -656,10 +661,11 @@ def fit_times(
         updates.append((look + 1) * rounds * EVERY)
         errors.append(_held_out(task, states.average))
         density.append(_density(task, rule, states.rule).mean(0))
-        kept = [kept[0] if kept else states, states]
+        early = early or states
         progress(updates[-1])
     each = spent / (len(keys) * max(1, updates[-1] - updates[0]))
-    return Fit(updates, np.stack(errors), np.stack(density), *kept, each)
+    both = np.stack(errors), np.stack(density)
+    return Fit(updates, *both, early, states, each)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -179,7 +179,7 @@ def test_sampler_goes_where_the_gain_is():
     for key in jax.random.split(KEY, 150):
         state = step(state, key)
     density = rule.density(state, a_0)
-    assert density[7:].sum() > 5 and state.count == 150  # of 10; uniform: 3
+    assert density[7:].sum() > 5 and state.lessons == 150  # of 10; uniform: 3
 
 
 def test_chosen_steps_are_those_that_predict_the_sum():
