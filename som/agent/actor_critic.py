@@ -119,7 +119,9 @@ SAMPLE_EFFICIENT: dict[str, Any] = {
 
 BASELINE_LOOPS: dict[str, dict[str, Any]] = {"paper": {"warmup": 30_000}}
 """Table 3 of the paper: its baselines begin to learn before SOM does."""
-EFFICIENT_LOOPS = {"sample-efficient": {"updates_per_step": 1.0}}
+EFFICIENT_LOOPS: dict[str, dict[str, Any]] = {
+    "sample-efficient": {"updates_per_step": 1.0, "num_envs": 1}
+}
 """A normalised critic can use an update for every step."""
 
 

@@ -43,15 +43,15 @@ from som.baselines.diffusion import (
 # %% Walking up
 def climb(
     q: Callable,
-    start: Float[Array, "B A"],
+    start: Float[Array, "*B A"],
     num_steps: int,
     step_size: float,
     max_norm: float,
-) -> Float[Array, "B A"]:
+) -> Float[Array, "*B A"]:
     """Actions after some steps of a fresh Adam up q, within the box.
 
     Args:
-        q: values of actions, [B, A] -> [B].
+        q: values of actions, [..., A] -> [...].
         start: where the walk begins.
         num_steps: of Adam.
         step_size: Adam's learning rate.

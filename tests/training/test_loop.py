@@ -51,7 +51,7 @@ def test_schedule_of_the_paper():
     names = loop.profiles(AGENTS["som"])
     assert names == ["paper", "laptop", "sample-efficient", "paper-literal"]
     efficient = loop.schedule(AGENTS["sac"], "sample-efficient")
-    assert efficient == replace(loop.LAPTOP, updates_per_step=1.0)
+    assert efficient == replace(loop.LAPTOP, updates_per_step=1.0, num_envs=1)
     for kind in AGENTS.values():
         assert {"laptop", "paper"} <= set(loop.profiles(kind))
 
