@@ -1,6 +1,8 @@
 """The names that people import first."""
 
 import inspect
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -70,6 +72,17 @@ def test_bad_calls_are_one_sentence(tmp_path):
         with pytest.raises(ValueError) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_import_computes_nothing():
+    # A device that is open has threads, and a process that is forked from
+    # one with threads may wait for them for ever.
+    code = (
+        "import som; from jax._src import xla_bridge; "
+        "assert not xla_bridge._backends, xla_bridge._backends"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_clone_named_som_does_not_hide_the_package():

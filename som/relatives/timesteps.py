@@ -826,7 +826,10 @@ class TimesStudy:
         return record
 
 
-MOONS = (*fixed_rules(vp_schedule(2)), "second moment", "published", "ours")
+MOONS = (
+    "uniform", "logit-normal", "Beta(0.8, 1)", "P2", "Min-SNR", "SpeeD",
+    "bound", "second moment", "published", "ours",
+)  # fmt: skip
 DIGITS = ("uniform", "second moment", "ours")
 STUDIES["timesteps"] = TimesStudy(
     {

@@ -6,7 +6,7 @@ Exported by tools/export.py from book/training/command_line.md; edit the chapter
 __all__ = [
     "count",
     "seed_list",
-    "WORDS",
+    "LITERALS",
     "assignment",
     "override",
     "names",
@@ -137,7 +137,7 @@ def _convert(value: Any, hint: Any) -> Any:
     raise ValueError
 
 
-WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+LITERALS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 """Words of shells and of other languages, in Python's."""
 
 
@@ -157,7 +157,7 @@ def assignment(text: str) -> tuple[str, Any]:
     if not sign:
         raise ValueError(f"{text!r} is not of the form field=value.")
     try:
-        return field, ast.literal_eval(WORDS.get(given.lower(), given))
+        return field, ast.literal_eval(LITERALS.get(given.lower(), given))
     except (ValueError, SyntaxError):
         return field, given
 

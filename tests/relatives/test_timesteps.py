@@ -335,3 +335,8 @@ def test_a_killed_study_goes_on(tmp_path, monkeypatch):
     assert made == ["a", "b", "b"] and told == [(4, "b")] and study.total(None) == 4
     assert list(read_record(tmp_path / "x.json")["arms"]) == ["a", "b"]
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_the_study_has_every_fixed_rule():
+    names = tuple(timesteps.fixed_rules(vp_schedule(2)))
+    assert timesteps.MOONS[: len(names)] == names
