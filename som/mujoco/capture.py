@@ -61,7 +61,7 @@ def capture(
 
     Returns:
         By name of the way, 0 for uniform actions and 1 at the top. `size`
-        is the mean of |a| over the best candidates, `top` that of the
+        is the mean of abs(a) over the best candidates, `top` that of the
         highest points.
     """
     k_uniform, k_jump, k_flow = jax.random.split(key, 3)

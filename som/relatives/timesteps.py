@@ -27,7 +27,6 @@ __all__ = [
     "AdaptiveSampler",
     "BATCH",
     "EVERY",
-    "ADAM",
     "TAU",
     "Training",
     "start",
@@ -522,7 +521,7 @@ class AdaptiveSampler(Rule):
 # %% Training
 BATCH = 64  # points per update
 EVERY = 10  # updates for each time that the rule learns
-ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+_ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 TAU = 0.01  # share of the parameters moved into their average
 
 
@@ -540,7 +539,7 @@ def start(task: Task, rule: Rule, key) -> Training:
     k_net, k_rule = jax.random.split(key)
     params = task.init(k_net)
     state = rule.init(k_rule, task.held_out.shape[-1])
-    return Training(params, ADAM.init(params), params, state)
+    return Training(params, _ADAM.init(params), params, state)
 
 
 def update(task: Task, rule: Rule, state: Training, key):
@@ -554,7 +553,7 @@ def update(task: Task, rule: Rule, state: Training, key):
         return jnp.mean(weight * each), each
 
     grads, each = jax.grad(loss, has_aux=True)(state.params)
-    step, opt = ADAM.update(grads, state.opt)
+    step, opt = _ADAM.update(grads, state.opt)
     params = optax.apply_updates(state.params, step)
     average = polyak(state.average, params, TAU)
     seen = rule.see(state.rule, t, each)
