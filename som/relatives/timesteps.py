@@ -75,7 +75,7 @@ from som.baselines.diffusion import (
 )
 from som.theory.boltzmann import moon_gaussians
 from som.training.command_line import STUDIES
-from som.training.records import provenance, read_record, write_record
+from som.training.records import begun, write_record
 
 
 # %% The chain and its bound
@@ -799,16 +799,7 @@ class TimesStudy:
         """
         path, seeds = Path(path), list(seeds)
         kept = path.with_suffix(".unfinished.json")
-        record: dict[str, Any] = {
-            "seeds": seeds,
-            "provenance": provenance(),
-            "arms": {},
-        }
-        if kept.exists():
-            old = read_record(kept)
-            now = record["provenance"]["source"]
-            if old["provenance"]["source"] == now and old["seeds"] == seeds:
-                record = old
+        record = begun(kept, seeds)
         made = 0
         for name, arm in self.arms.items():
             arm = arm | ({"steps": steps} if steps else {})

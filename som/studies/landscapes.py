@@ -58,7 +58,12 @@ from som.theory.boltzmann import (
     two_moons,
 )
 from som.training.command_line import STUDIES, medians
-from som.training.records import provenance, read_record, write_record
+from som.training.records import (
+    begun,
+    provenance,
+    read_record,
+    write_record,
+)
 
 
 # %% What counts as a mode
@@ -249,7 +254,7 @@ class Study:
         """
         path, seeds = Path(path), list(seeds)[: self.most_seeds]
         kept = path.with_suffix(".unfinished.json")
-        record = _unfinished(kept, seeds)
+        record = begun(kept, seeds)
         change = {"steps": steps} if steps else {}
         arms = {name: arm | change for name, arm in self.arms.items()}
         made = dict.fromkeys(arms, 0)
@@ -273,20 +278,6 @@ class Study:
         write_record(path, record)
         kept.unlink()
         return record
-
-
-def _unfinished(path: Path, seeds: list[int]) -> dict[str, Any]:
-    """The record that was begun at the path, or a new one."""
-    new: dict[str, Any] = {
-        "seeds": seeds,
-        "provenance": provenance(),
-        "arms": {},
-    }
-    if not path.exists():
-        return new
-    old = read_record(path)
-    same = old["provenance"]["source"] == new["provenance"]["source"]
-    return old if same and old["seeds"] == seeds else new
 
 
 def fit_arm(

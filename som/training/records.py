@@ -17,6 +17,7 @@ __all__ = [
     "read_record",
     "read_run",
     "mean_ci",
+    "begun",
     "in_words",
     "Table",
     "iqm",
@@ -506,6 +507,26 @@ def mean_ci(
     error = x.std(axis=0, ddof=1) / np.sqrt(count)
     half = stdtrit(count - 1, (1 + level) / 2) * error
     return mean, np.asarray(mean - half), np.asarray(mean + half)
+
+
+# %% A record that was begun
+def begun(path: str | Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """The unfinished record of a study, or a new one.
+
+    Args:
+        path: where the unfinished record would lie.
+        seeds: of the study.
+
+    Returns:
+        `seeds`, `provenance` and the `arms` that were made, by name; none
+        if there is no file, or one of other seeds or of another source.
+    """
+    new = {"seeds": list(seeds), "provenance": provenance(), "arms": {}}
+    if not Path(path).exists():
+        return new
+    old = read_record(path)
+    same = old["provenance"]["source"] == source_hash()
+    return old if same and old["seeds"] == new["seeds"] else new
 
 
 # %% Results as a table

@@ -1239,15 +1239,7 @@ class Campaign:
         """
         path = Path(path)
         kept = path.with_suffix(".unfinished.json")
-        record: dict[str, Any] = {
-            "seeds": list(seeds)[:1],
-            "provenance": records.provenance(),
-            "arms": {},
-        }
-        if kept.exists():
-            old = records.read_record(kept)
-            now, then = (r["provenance"]["source"] for r in (record, old))
-            record = old if now == then else record
+        record = records.begun(kept, list(seeds)[:1])
         arms = {
             name: steps or arm["trials"] for name, arm in self.arms.items()
         }
