@@ -4,43 +4,52 @@ Exported by tools/export.py from book/mujoco/locomotion.md; edit the chapter.
 """
 
 __all__ = [
-    "STEPS",
     "LOCOMOTION",
     "PAPER",
-    "run_name",
-    "train_command",
-    "Runs",
-    "record_of",
-    "find_runs",
-    "result",
-    "table",
-    "missing",
-    "draw_runs",
-    "normalised_mean",
+    "Group",
+    "SOM",
+    "PRINTED",
+    "EXPLODING",
+    "THREE",
+    "GROUPS",
+    "FIRST_SEED",
+    "LongRun",
+    "long_runs",
+    "row_of",
+    "NineTasks",
+    "Curves",
+    "learning_curves",
+    "final",
+    "draw",
     "player",
+    "normalised_mean",
 ]
 
 # %% Imports
 import base64
-import shlex
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from som.agent.actor_critic import closest
+from som.training import sweep
+from som.training.command_line import STUDIES
 from som.training.environments import TASKS
-from som.training.loop import make_config
-from som.training.records import Table, curve_arrays, mean_ci, read_record
-from som.training.sweep import usual_steps
+from som.training.records import (
+    Table,
+    curve_arrays,
+    in_words,
+    mean_ci,
+    read_record,
+    read_run,
+    write_record,
+)
 
 
-# %% The protocol
-STEPS = {task: usual_steps("som", task, "paper") for task in TASKS}
-
-
+# %% What the paper reports
 LOCOMOTION = (
     "Ant-v4", "HalfCheetah-v4", "Hopper-v4", "Humanoid-v4", "Walker2d-v4",
 )  # fmt: skip
@@ -65,163 +74,278 @@ PAPER = {
 """Table 1: by algorithm and task, the mean return and its half width."""
 
 
-# %% A name for every run
-def _settings(changes: dict[str, Any]) -> list[str]:
-    """The changes as FIELD=VALUE, sorted, as the command line reads them."""
-    word = lambda v: f"{v:g}" if isinstance(v, float) else str(v)
-    values = {
-        k: ",".join(map(word, v)) if isinstance(v, list | tuple) else word(v)
-        for k, v in sorted(changes.items())
+# %% Runs that fit into a night
+class Group(NamedTuple):
+    """Runs that are compared: every arm on every task."""
+
+    tasks: tuple[str, ...]
+    arms: dict[str, dict[str, Any]]
+    """By label: `algo`, `profile`, and settings that differ from it."""
+    steps: int
+    seeds: int
+
+
+SOM = {"algo": "som", "profile": "sample-efficient"}
+PRINTED = {
+    "algo": "som", "profile": "paper-literal", "width": 128,
+    "batch_size": 128, "num_particles": 16, "num_samples": 12, "tau": 0.02,
+    "reward_scale": 1.0, "actor_lr": 1e-3, "critic_lr": 1e-3,
+    "warmup": 5_000, "updates_per_step": 0.4, "capacity": 50_000,
+}  # fmt: skip
+EXPLODING = {"sde": "ve", "noise_range": (0.03, 1.5)}  # see the chapter
+THREE = "HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"
+GROUPS = {
+    "main": Group(
+        tuple(TASKS),
+        {"SOM": SOM, "SAC": SOM | {"algo": "sac", "num_particles": 16}},
+        100_000,
+        3,
+    ),
+    "as printed": Group(
+        ("HalfCheetah-v4", "Hopper-v4", "InvertedDoublePendulum-v4"),
+        {"as printed": PRINTED, "laptop": SOM | {"profile": "laptop"}},
+        50_000,
+        2,
+    ),
+    "one step": Group(
+        THREE, {"MFP": {"algo": "mfp", "profile": "laptop"}}, 100_000, 2
+    ),
+    "length": Group(
+        THREE,
+        {f"w {w:g}": SOM | {"rescale": w} for w in (5.0, 25.0, 100.0)},
+        100_000,
+        2,
+    ),
+    "guesses": Group(
+        THREE,
+        {
+            f"K {k}, {name}": SOM | {"num_samples": k, "estimator": name}
+            for name in ("combined", "idem")
+            for k in (4, 16, 64)
+        },
+        100_000,
+        2,
+    ),
+    "exploding": Group(
+        (*THREE, "Humanoid-v4"),
+        {"VE": SOM | EXPLODING},
+        100_000,
+        2,
+    ),
+}
+"""All runs of this part, in the order in which they are made."""
+FIRST_SEED = 10  # settings were chosen on lower ones
+
+
+class LongRun(NamedTuple):
+    """One run of a group."""
+
+    group: str
+    label: str
+    job: sweep.Job
+
+
+def long_runs(
+    folder: str | Path, seeds: Sequence[int], steps: int | None = None
+) -> list[LongRun]:
+    """All runs, group by group, seed by seed.
+
+    Args:
+        folder: runs are in FOLDER/GROUP/LABEL/TASK/ALGORITHM/SEED.
+        seeds: 0, 1, ...; a group takes as many as it has, and adds
+            FIRST_SEED to each.
+        steps: environment steps, in the place of each group's own.
+    """
+    found = []
+    for name, group in GROUPS.items():
+        runs = [
+            LongRun(name, label, job)
+            for label, arm in group.arms.items()
+            for job in sweep.plan(
+                [arm["algo"]], group.tasks,
+                [FIRST_SEED + seed for seed in seeds[: group.seeds]],
+                Path(folder) / name / label, steps or group.steps,
+                evaluations=10, episodes=10,
+                **{k: v for k, v in arm.items() if k != "algo"},
+            )
+        ]  # fmt: skip
+        at = lambda run, tasks=group.tasks: (
+            run.job.config["seeds"], tasks.index(run.job.config["env"])
+        )  # fmt: skip
+        found += sorted(runs, key=at)
+    return found
+
+
+def row_of(run: LongRun) -> dict[str, Any]:
+    """What is kept of a run that has ended."""
+    names = "env", "algo", "profile", "steps"
+    row: dict[str, Any] = {"group": run.group, "label": run.label}
+    row |= {name: run.job.config[name] for name in names}
+    row |= {"seed": run.job.config["seeds"][0], "config": run.job.config}
+    failed = run.job.folder / "failed.json"
+    if failed.exists():
+        return row | {"failed": read_record(failed)["error"]}
+    made = read_run(run.job.folder / "record.json")
+    at, returns = curve_arrays(made)
+    return row | {
+        "evaluated_at": at.tolist(),
+        "returns": returns[0].round(2).tolist(),
+        "seconds": round(made["wall_seconds"]),
+        "provenance": made["provenance"],
     }
-    return [f"{field}={value}" for field, value in values.items()]
 
 
-def run_name(
-    env: str, profile: str = "paper", algo: str = "som", **changes
-) -> str:
-    """The name of a run, the stem of its files.
+@dataclass(frozen=True)
+class NineTasks:
+    """The long runs as a study; a night on two cores.
 
     Args:
-        env: the task.
-        profile: set of hyper-parameters.
-        algo: name of the algorithm; SOM is not mentioned.
-        **changes: fields that differ from the profile.
-
-    Returns:
-        Such as "Hopper-v4-paper-rescale=5".
+        folder: of the runs.
+        most_seeds: no more than so many, however many are asked for.
+        overnight: `som study all` leaves it out.
     """
-    middle = [] if algo == "som" else [algo]
-    return "-".join([env, *middle, profile, *_settings(changes)])
+
+    folder: str = "runs/nine-tasks"
+    most_seeds: int = 3
+    overnight: bool = True
+
+    @property
+    def arms(self) -> list[str]:
+        """Name of each arm."""
+        return [f"{g}, {a}" for g in GROUPS for a in GROUPS[g].arms]
+
+    def total(self, steps: int | None) -> int:
+        """Environment steps of all runs together."""
+        return sum(
+            len(g.tasks) * len(g.arms) * g.seeds * (steps or g.steps)
+            for g in GROUPS.values()
+        )
+
+    def run(
+        self, path, seeds, steps=None, progress=None, processes=1
+    ) -> dict[str, Any]:
+        """Make every run that the record lacks, and write the record.
+
+        Args:
+            path: of the record, ending in .json; written after each run.
+            seeds: 0, 1, ..., as in long_runs.
+            steps: environment steps, in the place of each group's own.
+            progress: told the steps made so far, and what is running.
+            processes: with more than one, as many runs at once, on Ray.
+
+        Returns:
+            The record: `runs`, a row for each.
+        """
+        path, each = Path(path), range(self.most_seeds)
+        whole = long_runs(self.folder, each, steps)
+        rows = read_record(path)["runs"] if path.exists() else []
+        known = [run.job.config for run in whole]
+        rows = [row for row in rows if row["config"] in known]
+        have = [row["config"] for row in rows]
+        todo = [
+            run for run in long_runs(self.folder, seeds, steps)
+            if run.job.config not in have
+        ]  # fmt: skip
+        before = sum(config["steps"] for config in have)
+
+        def keep() -> None:
+            ended = [run for run in todo if sweep.has_ended(run.job)]
+            if len(rows) < len(have) + len(ended):
+                rows[len(have) :] = map(row_of, ended)
+                write_record(path, {"runs": rows})
+
+        def tell(done: int, status: str) -> None:
+            keep()
+            if progress:
+                progress(before + done, status)
+
+        jobs, alone = [run.job for run in todo], processes == 1
+        make = sweep.one_by_one if alone else sweep.on_ray
+        make(jobs, progress=tell)
+        keep()
+        return {"runs": rows}
 
 
-def train_command(
-    env: str, profile: str = "paper", algo: str = "som", **changes
-) -> str:
-    """The command that makes a run: five seeds, the paper's steps.
+STUDIES["nine-tasks"] = NineTasks()
+
+
+class Curves(NamedTuple):
+    """The learning curves of an arm on a task."""
+
+    steps: Float[np.ndarray, " P"]
+    returns: Float[np.ndarray, "S P"]
+    seeds: tuple[int, ...]
+    minutes: float
+    """Wall time of a run, median over the seeds."""
+
+
+def learning_curves(
+    record: dict[str, Any], group: str
+) -> dict[str, dict[str, Curves]]:
+    """The finished runs of a group, by task and label.
 
     Args:
-        env, profile, algo, changes: as in run_name.
-
-    Returns:
-        One line for the shell; its folder is runs/NAME.
-
-    Raises:
-        ValueError: an unknown task, profile, algorithm or field.
+        record: of the study.
+        group: key of GROUPS.
     """
-    steps = STEPS[closest(env, STEPS, "task")]
-    make_config(algo, env, steps, range(5), profile, changes)  # may refuse
-    name = run_name(env, profile, algo, **changes)
-    words = ["som", "train", "--env", env, "--profile", profile]
-    words += ["--algo", algo] if algo != "som" else []
-    words += ["--steps", f"{steps // 10**6}e6", "--seeds", "5"]
-    for setting in _settings(changes):
-        words += ["--set", setting]
-    return shlex.join([*words, "--out", f"runs/{name}"])
+    found: dict[str, dict[str, Curves]] = {}
+    for task in GROUPS[group].tasks:
+        for label in GROUPS[group].arms:
+            rows = [
+                row for row in record["runs"]
+                if (row["group"], row["label"], row["env"])
+                == (group, label, task) and "failed" not in row
+            ]  # fmt: skip
+            if rows:
+                found.setdefault(task, {})[label] = Curves(
+                    np.array(rows[0]["evaluated_at"]),
+                    np.array([row["returns"] for row in rows]),
+                    tuple(row["seed"] for row in rows),
+                    float(np.median([row["seconds"] for row in rows])) / 60,
+                )
+    return found
 
 
-Runs = dict[str, dict[str, dict[str, Any] | None]]
-"""By task and label, the record of a run, or None."""
+def final(arm: Curves | None) -> str:
+    """The last evaluation in words: mean over seeds, 95 % interval."""
+    if arm is None:
+        return ""
+    mean, low, high = map(float, mean_ci(arm.returns[:, -1]))
+    return in_words(mean, low, high)
 
 
-def record_of(name: str, folder: str | Path) -> dict[str, Any] | None:
-    """The kept record of a run, or None.
-
-    Args:
-        name: from run_name.
-        folder: where NAME.json would lie.
-    """
-    path = Path(folder) / f"{name}.json"
-    return read_record(path) if path.exists() else None
-
-
-def find_runs(
-    tasks: Iterable[str], arms: dict[str, dict[str, Any]], folder: str | Path
-) -> Runs:
-    """The records of several tasks and settings.
-
-    Args:
-        tasks: which tasks.
-        arms: by label, keywords of run_name.
-        folder: of the kept records.
-
-    Returns:
-        By task and label, the record, or None where there is none.
-    """
-    return {
-        task: {
-            label: record_of(run_name(task, **arm), folder)
-            for label, arm in arms.items()
-        }
-        for task in tasks
-    }
-
-
-def result(record: dict[str, Any] | None) -> str:
-    """The last evaluation in words: mean over seeds and 95 % interval.
-
-    A run that is not at its end says how far it is.
-    """
-    if record is None:
-        return "not yet run"
-    steps, returns = curve_arrays(record)
-    mean, low, high = mean_ci(returns[:, -1])
-    text = f"{mean:.0f} [{low:.0f}, {high:.0f}]"
-    if steps[-1] < record["steps"]:
-        text += f" at {steps[-1] / 1e6:.2g}M"
-    return text
-
-
-def table(runs: Runs) -> Table:
-    """The results: a row for each task, a column for each label."""
-    labels = list(next(iter(runs.values())))
-    rows = [
-        (task, *(result(row[label]) for label in labels))
-        for task, row in runs.items()
-    ]
-    return Table(("task", *labels), rows)
-
-
-def missing(runs: Runs, arms: dict[str, dict[str, Any]]) -> list[str]:
-    """The commands of the runs that have no record.
-
-    Args:
-        runs: from find_runs.
-        arms: the same as there.
-    """
-    return [
-        train_command(task, **arms[label])
-        for task, row in runs.items()
-        for label, record in row.items()
-        if record is None
-    ]
-
-
-def draw_runs(axes, runs: Runs, colours: dict[str, str]) -> None:
+def draw(axes, found: dict[str, dict[str, Curves]], colours) -> None:
     """Learning curves: thin lines for seeds, thick ones for their mean.
 
     Args:
-        axes: of matplotlib, one for each task; dashed where Table 1 has a
-            return of SOM, which also fixes the height.
-        runs: from find_runs.
+        axes: of matplotlib, one for each task.
+        found: from learning_curves.
         colours: by label.
     """
-    for ax, (task, row) in zip(axes, runs.items(), strict=True):
-        if task in PAPER["som"]:
-            level = PAPER["som"][task][0]
-            ax.axhline(level, color="0.4", ls="--", lw=1)
-            ax.set_ylim(0, 1.25 * level)
-        for label, record in row.items():
-            if record is not None:
-                steps, returns = curve_arrays(record)
-                ax.plot(steps, returns.T, color=colours[label], lw=0.5)
-                ax.plot(steps, returns.mean(0), color=colours[label], lw=2)
-        if not any(row.values()):
-            ax.text(0.5, 0.4, "not yet run", ha="center", color="0.4",
-                    transform=ax.transAxes, fontsize=9)  # fmt: skip
-        ax.set_xlim(0, STEPS[task])
-        ax.set_xticks([0, STEPS[task]], ["0", f"{STEPS[task] // 10**6}M"])
+    for ax, (task, arms) in zip(axes, found.items(), strict=True):
+        for label, arm in arms.items():
+            x, color = arm.steps / 1000, colours[label]
+            ax.plot(x, arm.returns.T, color=color, lw=0.5)
+            ax.plot(x, arm.returns.mean(0), color=color, lw=2, label=label)
         ax.set_title(task.removesuffix("-v4"), fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=7)
+
+
+# %% To look at
+def player(film: str | Path, label: str) -> str:
+    """A film as HTML that carries its own data.
+
+    Args:
+        film: an .mp4 file.
+        label: what is seen, for those who do not see it.
+    """
+    data = base64.b64encode(Path(film).read_bytes()).decode()
+    return (
+        f'<figure><video controls loop muted width="200" aria-label="{label}"'
+        f' src="data:video/mp4;base64,{data}"></video>'
+        f"<figcaption>{label}</figcaption></figure>"
+    )
 
 
 # %% One number for five tasks
@@ -242,19 +366,3 @@ def normalised_mean(
                       for row in PAPER.values()])  # fmt: skip
     low, high = means.min(0), means.max(0)
     return np.asarray(np.mean((returns - low) / (high - low), -1))
-
-
-# %% To look at
-def player(film: str | Path, label: str) -> str:
-    """A film as HTML that carries its own data.
-
-    Args:
-        film: an .mp4 file.
-        label: what is seen, for those who do not see it.
-    """
-    data = base64.b64encode(Path(film).read_bytes()).decode()
-    return (
-        f'<figure><video controls loop muted width="320" aria-label="{label}"'
-        f' src="data:video/mp4;base64,{data}"></video>'
-        f"<figcaption>{label}</figcaption></figure>"
-    )

@@ -515,7 +515,10 @@ STUDIES: dict[str, Any] = {}  # by name; see the chapters on studies
 
 
 def _study(args: argparse.Namespace) -> None:
-    names = list(STUDIES)
+    names = [
+        name for name, study in STUDIES.items()
+        if not getattr(study, "overnight", False)
+    ]  # fmt: skip
     if args.name != "all":
         names = [closest(args.name, STUDIES, "study")]
     # A GPU is one for all; cores are not.
@@ -769,8 +772,8 @@ def _add_study(commands: Any) -> None:
     study.set_defaults(run=_study)
     option = study.add_argument
     option("name", metavar="NAME",
-           help=f"one of {', '.join(STUDIES)}; or all "
-           "(no default)")  # fmt: skip
+           help=f"one of {', '.join(STUDIES)}; or all, without those that "
+           "take a night (no default)")  # fmt: skip
     option("--seeds", type=seed_list, default=tuple(range(5)),
            metavar="SEEDS", help="a number of seeds, or the seeds themselves "
            "with commas (default: 5)")  # fmt: skip

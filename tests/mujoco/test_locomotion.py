@@ -1,132 +1,101 @@
-"""Names, commands, tables and the normalised mean of the long runs."""
-
-import shlex
+"""The long runs as a study, their curves, and the normalised mean."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from examples import Cart  # noqa: F401  (registers the task)
 
-from som.agent.actor_critic import make_agent
+from som.mujoco import locomotion
 from som.mujoco.locomotion import (
+    FIRST_SEED,
+    GROUPS,
     LOCOMOTION,
     PAPER,
-    STEPS,
-    draw_runs,
-    find_runs,
-    missing,
+    Group,
+    NineTasks,
+    draw,
+    final,
+    learning_curves,
+    long_runs,
     normalised_mean,
     player,
-    record_of,
-    result,
-    run_name,
-    table,
-    train_command,
 )
-from som.training.command_line import override, parser
-from som.training.environments import TASKS
-from som.training.records import mean_ci, write_record
+from som.training.records import read_record
+from som.training.runs import is_finished
 
-ARMS = {"default": {}, "w 5": {"rescale": 5.0}}
-
-
-def record(finals, step=1_000_000):
-    """Make a record of two evaluations, two episodes each."""
-    return {
-        "steps": 1_000_000,
-        "curve": [
-            {"step": step // 2, "returns": [[0, 0] for _ in finals]},
-            {"step": step, "returns": [[x - 1, x + 1] for x in finals]},
-        ],
-    }
+TINY = {
+    "width": 8, "depth": 1, "batch_size": 8, "num_samples": 2, "num_particles": 2,
+    "warmup": 100, "capacity": 1_000, "chunk_steps": 50, "checkpoint_seconds": 1e9,
+}  # fmt: skip
+SOM = {"algo": "som", "profile": "laptop", **TINY}
+SMALL = {
+    "main": Group(("Cart-v0",), {"SOM": SOM, "cold": SOM | {"sharpening": 8.0}}, 250, 2)
+}
 
 
-def test_steps_and_table_are_the_papers():
-    assert set(STEPS) == set(TASKS)
-    assert sorted(STEPS.values()) == [1_000_000] * 3 + [5_000_000] * 6
+def test_table_is_the_papers():
     assert len(PAPER) == 10
     assert all(tuple(row) == LOCOMOTION for row in PAPER.values())
     assert tuple(PAPER["som"]["Hopper-v4"]) == (3425.2, 353.6)
     assert tuple(PAPER["qvpo"]["Ant-v4"]) == (430.3, 2277.9)
 
 
-def test_names():
-    assert run_name("Hopper-v4", "paper") == "Hopper-v4-paper"
-    assert run_name("Hopper-v4", rescale=5) == "Hopper-v4-paper-rescale=5"
-    assert run_name("Hopper-v4", rescale=5.0) == "Hopper-v4-paper-rescale=5"
-    assert run_name("Ant-v4", algo="sdac") == "Ant-v4-sdac-paper"
-    name = "Ant-v4-paper-noise_range=0.02,3-sde=ve"
-    assert run_name("Ant-v4", sde="ve", noise_range=(0.02, 3.0)) == name
-    assert run_name("Ant-v4", noise_range=[0.02, 3.0], sde="ve") == name
+def test_main_runs_come_first_and_whole_with_one_seed(tmp_path):
+    runs = long_runs(tmp_path, (0, 1))
+    first = runs[:18]
+    assert {run.group for run in first} == {"main"}
+    assert {run.job.config["seeds"][0] for run in first} == {FIRST_SEED}
+    assert len({run.job.config["env"] for run in first}) == 9
+    assert len({run.job.folder for run in runs}) == len(runs)
+    total = sum(run.job.config["steps"] for run in long_runs(tmp_path, range(3)))
+    assert NineTasks().total(None) == total
 
 
-@pytest.mark.parametrize(
-    ("told", "steps"),
-    [
-        ({"env": "Ant-v4"}, 5_000_000),
-        ({"env": "Reacher-v4", "sde": "ve", "noise_range": (0.02, 3.0)}, 1_000_000),
-        ({"env": "Ant-v4", "rescale": 5.0, "num_samples": 4}, 5_000_000),
-        ({"env": "Ant-v4", "rescale": None, "profile": "paper-literal"}, 5_000_000),
-        ({"env": "Ant-v4", "algo": "mfp"}, 5_000_000),
-    ],
-)
-def test_the_command_line_reads_what_was_meant(told, steps):
-    words = shlex.split(train_command(**told))
-    assert words[:2] == ["som", "train"]
-    args = parser().parse_args(words[1:])
-    assert (args.env, args.steps, args.seeds) == (told["env"], steps, tuple(range(5)))
-    assert (args.algo, args.profile) == (
-        told.get("algo", "som"),
-        told.get("profile", "paper"),
-    )
-    config = make_agent(args.algo, 3, 2, args.profile).config
-    read = dict(override(text, config) for text in args.overrides)
-    assert read == {
-        k: v for k, v in told.items() if k not in ("env", "algo", "profile")
-    }
-    assert args.out == f"runs/{run_name(**told)}"
+@pytest.fixture
+def study(monkeypatch, tmp_path):
+    monkeypatch.setattr(locomotion, "GROUPS", SMALL)
+    return NineTasks(str(tmp_path / "runs"))
 
 
-@pytest.mark.parametrize(
-    ("told", "sentence"),
-    [
-        ({"env": "Hoper-v4"}, "Hopper-v4"),
-        ({"env": "Hopper-v4", "algo": "smo"}, "som"),
-        ({"env": "Hopper-v4", "profile": "papre"}, "paper"),
-        ({"env": "Hopper-v4", "recsale": 5}, "rescale"),
-    ],
-)
-def test_no_command_for_what_cannot_be_run(told, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        train_command(**told)
-
-
-def test_what_is_kept_and_what_is_missing(tmp_path):
-    write_record(tmp_path / "Hopper-v4-paper.json", record([10.0, 12.0]))
-    assert record_of("Hopper-v4-paper", tmp_path)["steps"] == 1_000_000
-    assert record_of("Ant-v4-paper", tmp_path) is None
-    runs = find_runs(("Hopper-v4", "Reacher-v4"), ARMS, tmp_path)
-    assert missing(runs, ARMS) == [
-        train_command("Hopper-v4", rescale=5.0),
-        train_command("Reacher-v4"),
-        train_command("Reacher-v4", rescale=5.0),
-    ]
-    mean, low, high = mean_ci([10.0, 12.0])
-    found = table(runs)
-    assert found.head == ("task", "default", "w 5")
-    first = f"{mean:.0f} [{low:.0f}, {high:.0f}]"
-    assert found.rows[0] == ("Hopper-v4", first, "not yet run")
-    assert found.rows[1][1:] == ("not yet run", "not yet run")
-    figure, axes = plt.subplots(1, 2)
-    draw_runs(axes, runs, {"default": "C0", "w 5": "C1"})
-    assert len(axes[0].lines) == 1 + 2 + 1  # Table 1, two seeds, their mean
-    assert [text.get_text() for text in axes[1].texts] == ["not yet run"]
+def test_the_study_goes_on_where_its_record_ends(study, tmp_path, monkeypatch):
+    path, told = tmp_path / "record.json", []
+    record = study.run(path, (0,), progress=lambda done, _: told.append(done))
+    assert read_record(path) == record
+    assert [row["label"] for row in record["runs"]] == ["SOM", "cold"]
+    assert [row["seed"] for row in record["runs"]] == [FIRST_SEED] * 2
+    assert told[-1] == 500
+    # A machine that has the record and not the runs makes what is new alone.
+    elsewhere = NineTasks(str(tmp_path / "elsewhere"))
+    more = elsewhere.run(path, (0, 1))
+    assert more["runs"][:2] == record["runs"] and len(more["runs"]) == 4
+    made = [run.job.folder for run in long_runs(elsewhere.folder, (0, 1))]
+    assert [is_finished(f) for f in made] == [False, False, True, True]
+    found = learning_curves(more, "main")["Cart-v0"]
+    assert found["SOM"].returns.shape == (2, len(found["SOM"].steps))
+    assert found["SOM"].seeds == (FIRST_SEED, FIRST_SEED + 1)
+    assert final(None) == "" and " to " in final(found["cold"])
+    figure, axes = plt.subplots(1, 1, squeeze=False)
+    draw(axes.flat, {"Cart-v0": found}, {"SOM": "C0", "cold": "C1"})
+    assert len(axes[0, 0].lines) == 2 * 3
     plt.close(figure)
+    # A setting that changed makes its runs anew, and no others.
+    colder = {"SOM": SOM, "cold": SOM | {"sharpening": 16.0}}
+    changed = {"main": SMALL["main"]._replace(arms=colder)}
+    monkeypatch.setattr(locomotion, "GROUPS", changed)
+    again = NineTasks(str(tmp_path / "third")).run(path, (0,))["runs"]
+    assert again[:2] == [row for row in more["runs"] if row["label"] == "SOM"]
+    assert again[2]["config"]["agent"]["sharpening"] == 16 and len(again) == 3
 
 
-def test_a_run_that_is_not_at_its_end_says_so():
-    assert result(record([10.0, 12.0])).endswith("]")
-    assert result(record([10.0, 12.0], 500_000)).endswith("] at 0.5M")
-    assert result(None) == "not yet run"
+def test_a_run_that_diverged_is_named_and_in_no_curve(study, tmp_path):
+    (run, *_) = long_runs(study.folder, (0,))
+    locomotion.sweep.records.write_record(
+        run.job.folder / "failed.json", {"error": "the critic's loss is nan"}
+    )
+    record = study.run(tmp_path / "record.json", (0,))
+    assert record["runs"][0]["failed"] == "the critic's loss is nan"
+    assert list(learning_curves(record, "main")["Cart-v0"]) == ["cold"]
+    assert GROUPS["main"] is not SMALL["main"]
 
 
 def test_normalised_mean_by_hand():
