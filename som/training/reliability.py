@@ -968,7 +968,7 @@ class Leaking(Point):
     def step(self, action):
         """As Point."""
         if Leaking.leaks:
-            self.hoard = getattr(self, "hoard", []) + [np.empty(2**22)]
+            self.hoard = [*getattr(self, "hoard", ()), np.empty(2**22)]
         return super().step(action)
 
 
