@@ -9,6 +9,7 @@ __all__ = [
     "MLP",
     "time_features",
     "TimeEmbedding",
+    "Field",
     "Policy",
     "twice",
     "Critic",
@@ -127,11 +128,11 @@ class TimeEmbedding(nn.Module):
 
 
 # %% The policy network
-class Policy(nn.Module):
-    """Average velocity u(a, r, t, s), the one-step policy: [..., A].
+class Field(nn.Module):
+    """A vector for each action, given the state and times: [..., A].
 
-    Args of a call: point a [..., A], times r <= t [...], observation
-    [..., O], with leading shapes that broadcast.
+    Args of a call: action a [..., A], observation [..., O], any number of
+    times [...], with leading shapes that broadcast.
 
     Args:
         action_size: A.
@@ -149,13 +150,24 @@ class Policy(nn.Module):
     def __call__(
         self,
         a: Float[Array, "... A"],
-        r: Float[Array, "..."],
-        t: Float[Array, "..."],
         observation: Float[Array, "... O"],
+        *times: Float[Array, "..."],
     ) -> Float[Array, "... A"]:
-        start, length = TimeEmbedding()(t), TimeEmbedding()(t - r)
+        embedded = [TimeEmbedding()(t) for t in times]
         mlp = MLP(self.width, self.depth, self.action_size, self.activation)
-        return mlp(observation, a, start, length)
+        return mlp(observation, a, *embedded)
+
+
+class Policy(Field):
+    """Average velocity u(a, r, t, s), the one-step policy: [..., A].
+
+    Args of a call: point a [..., A], times r <= t [...], observation
+    [..., O]; the rest as in Field.
+    """
+
+    def __call__(self, a, r, t, observation) -> Float[Array, "... A"]:
+        """A field given the end t and the length t - r."""
+        return super().__call__(a, observation, t, t - r)
 
 
 # %% Twin critics in one pass

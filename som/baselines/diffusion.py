@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +36,7 @@ from som.agent.actor_critic import (
     ActorCritic,
     ActorCriticConfig,
 )
-from som.agent.networks import MLP, TimeEmbedding
+from som.agent.networks import Field
 from som.theory.sde import VP
 
 
@@ -112,34 +111,21 @@ def perturb(
 
 
 # %% The denoiser
-class Denoiser(nn.Module):
+class Denoiser(Field):
     """Noise epsilon(a, step, s) in a noised action: [..., A].
 
     Args of a call: noised action a [..., A], step 1 to T [...], observation
-    [..., O], with leading shapes that broadcast.
-
-    Args:
-        action_size: A.
-        width: units per hidden layer.
-        depth: number of hidden layers.
-        activation: between the layers, a name of jax.nn.
+    [..., O]; the rest as in Field.
     """
 
-    action_size: int
-    width: int
-    depth: int
     activation: str = "mish"
 
-    @nn.compact
     def __call__(
-        self,
-        a: Float[Array, "... A"],
-        step: Int[Array, "..."],
-        observation: Float[Array, "... O"],
+        self, a, step: Int[Array, "..."], observation
     ) -> Float[Array, "... A"]:
-        when = TimeEmbedding()(jnp.asarray(step, jnp.float32))
-        mlp = MLP(self.width, self.depth, self.action_size, self.activation)
-        return mlp(observation, a, when)
+        """A field given the step's number."""
+        time = jnp.asarray(step, jnp.float32)
+        return super().__call__(a, observation, time)
 
 
 # %% One step back

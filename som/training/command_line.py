@@ -445,7 +445,7 @@ def medians(
 
 BENCHMARKS: dict[
     str, Callable[..., Iterator[tuple[str, dict[str, float]]]]
-] = {}  # by name; see the chapter on speed
+] = {}  # by name; see mujoco/benchmark
 
 
 def show_machine(record: dict[str, Any]) -> None:

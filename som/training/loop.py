@@ -477,7 +477,7 @@ class Trainer:
         self.slices: list[
             dict[str, Any]
         ] = []  # see the chapter on checkpoints
-        self.refilled = 0
+        self.refilled, self.drawn = 0, 0  # points of the curve in a picture
         n = self.loop.vector_steps * self.loop.num_envs
         width = jax.eval_shape(self._one_buffer).rows.shape[-1]
         self.rows = np.zeros((len(self.seeds), n, width), np.float32)

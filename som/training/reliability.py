@@ -20,6 +20,7 @@ __all__ = [
     "kill",
     "STATUS",
     "signals",
+    "sweeps",
     "on_ray",
     "Spoil",
     "BYTES",
@@ -36,6 +37,7 @@ __all__ = [
     "HARMLESS",
     "Endless",
     "Over",
+    "Leaking",
     "tasks",
     "DISK",
     "disk",
@@ -254,6 +256,15 @@ def started(job: Callable[..., Any], said: Path, *args: Any):
         process.join()
 
 
+def _apart(job, out: Path, *args: Any) -> tuple[bool, str]:
+    """Whether a job is done in a process of its own, and its last word."""
+    said = out.with_suffix(".said")
+    with started(job, said, out, *args) as (process, _):
+        process.join(600)
+    words = said.read_text().splitlines()
+    return process.exitcode == 0, words[-1] if words else ""
+
+
 def reach(process, where, place: str, rng: random.Random) -> bool:
     """Wait until a process is at a place, and a little longer."""
     wanted, end = PLACES.index(place), time.monotonic() + 120
@@ -363,18 +374,80 @@ def signals(trials: int, seed: int) -> Trials:
             yield table
 
 
+def _lost(jobs: list[sweep.Job]) -> str:
+    """What a sweep says of the runs that it lost; "" if there are none."""
+    try:
+        sweep.one_by_one(jobs)
+    except ChildProcessError as error:
+        return one_sentence(error)
+    return ""
+
+
+def _stuck(bad: sweep.Job):
+    """Let one run fail while it learns, until the cause is called off."""
+    whole = runs.run_chunk
+
+    def chunk(trainer, buffer):
+        if list(trainer.seeds) == bad.config["seeds"] and trainer.chunk > 6:
+            raise RuntimeError("the arm is stuck")
+        return whole(trainer, buffer)
+
+    runs.run_chunk = chunk
+    return partial(setattr, runs, "run_chunk", whole)
+
+
+def _damaged(bad: sweep.Job):
+    """Cut off the checkpoint of one run, until it is put back."""
+    sweep.run_one(bad, lambda step, metrics: step > STEPS / 2)
+    path = bad.folder / "checkpoint.npz"
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    return partial(path.write_bytes, good)
+
+
+def sweeps(trials: int, seed: int) -> Trials:
+    """One run of a sweep fails; it is named, and the others go on."""
+    rng, table = random.Random(seed), Table()
+    with tempfile.TemporaryDirectory() as name:
+        folder, straight = Path(name), Path(name) / "straight"
+        _sweep(straight)
+        for i in range(trials):
+            fault = (_stuck, _damaged)[i % 2]
+            jobs = _jobs(folder / str(i))
+            bad = rng.choice(jobs)
+            mend = fault(bad)
+            said = [_lost(jobs), _lost(jobs)]
+            ended = [sweep.has_ended(job) for job in jobs]
+            mend()
+            named = [bad.name in s and s.count("Error") == 1 for s in said]
+            held = all(named) and ended == [job != bad for job in jobs]
+            held = held and _lost(jobs) == ""
+            ends = [
+                _folders(_sweep, path) for path in (folder / str(i), straight)
+            ]
+            held = held and all(map(same_end, *ends))
+            what = "stuck" if fault is _stuck else "with a damaged checkpoint"
+            table[f"a run of a sweep {what}"].add(
+                held, said[0].replace(name, "")
+            )
+            yield table
+
+
 def _on_ray(out: Path) -> None:
+    os.environ["SOM_TRIAL"] = str(out)  # inherited by all that Ray starts
     sweep.on_ray(_jobs(out))
 
 
-def _workers() -> list[Any]:
-    """Ray's processes that are at work on one of our runs."""
+def _workers(out: Path) -> list[Any]:
+    """Ray's processes that are at work on a run of this trial."""
     import psutil
 
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if "".join(process.cmdline()[:1]).startswith("ray::som "):
+            title = "".join(process.cmdline()[:1])
+            ours = process.environ().get("SOM_TRIAL") == str(out)
+            if ours and title.startswith("ray::som "):
                 found.append(process)
     return found
 
@@ -402,12 +475,12 @@ def on_ray(trials: int, seed: int) -> Trials:
                 if driver:
                     process.kill()
                 else:
-                    for worker in _workers()[:1]:
+                    for worker in _workers(out)[:1]:
                         worker.kill()
                 process.join(180)
             held = driver or process.exitcode == 0
             end = time.monotonic() + 60
-            while _workers() and time.monotonic() < end:
+            while _workers(out) and time.monotonic() < end:
                 time.sleep(0.1)
             _sweep(out)
             ends = [_folders(_sweep, path) for path in (out, straight)]
@@ -866,7 +939,7 @@ HARMLESS: dict[str, Callable[..., Any]] = {
 }
 """What must change nothing."""
 
-FAULTS |= HARMLESS
+FAULTS |= HARMLESS | {"leaks": lambda env, *result: result}
 
 
 class Endless(Point):
@@ -887,6 +960,42 @@ class Over(Point):
         return observation, reward, True, False, {}
 
 
+class Leaking(Point):
+    """Keeps 32 MB of every step, once it is told to."""
+
+    leaks = False
+
+    def step(self, action):
+        """As Point."""
+        if Leaking.leaks:
+            self.hoard = [*getattr(self, "hoard", ()), np.empty(2**22)]
+        return super().step(action)
+
+
+def _leak(out: Path, straight: Path, at: int) -> int:
+    """Train until a task has filled the memory, and go on without it."""
+    import resource
+
+    size = resource.RLIMIT_AS
+    usual, said = resource.getrlimit(size), ""
+
+    def begin(step, metrics, trainer):
+        if trainer.chunk == at:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + 2**28
+            resource.setrlimit(size, (most, usual[1]))
+            Leaking.leaks = True
+
+    try:
+        small(out, env=_named(Leaking), progress=begin)
+    except TaskError as error:
+        said = one_sentence(error)
+    resource.setrlimit(size, usual)
+    small(out, env=_named(Point))
+    print(said)
+    return int(not same_end(out, straight))
+
+
 def tasks(trials: int, seed: int) -> Trials:
     """Let the task fail in every way that we could think of."""
     rng, table = random.Random(seed), Table()
@@ -901,6 +1010,12 @@ def tasks(trials: int, seed: int) -> Trials:
         for i in range(trials):
             fault = list(FAULTS)[i % len(FAULTS)]
             at, out = rng.randint(40, 140), Path(name) / str(i)
+            if fault == "leaks":
+                held, said = _apart(_leak, out, straight, at // 10)
+                held = held and "point" in said
+                table[f"the task: {fault}"].add(held, said.replace(name, ""))
+                yield table
+                continue
             os.chdir(name)
             held, said = fault in HARMLESS, "harmless"
             try:
@@ -957,7 +1072,8 @@ def _on_disk(kind: str, folder: Path, straight: Path, at: int) -> int:
     try:
         _tmpfs(folder, "size=4m")
     except (OSError, subprocess.CalledProcessError):
-        return 3
+        print("no disk")
+        return 0
 
     def fail(step, metrics, trainer):
         if trainer.chunk == at and kind == "full":
@@ -1012,14 +1128,11 @@ def disk(trials: int, seed: int) -> Trials:
 
 
 def _mounted(kind, folder, straight, at) -> tuple[bool, str]:
-    said = folder.with_suffix(".said")
-    with started(_on_disk, said, kind, folder, straight, at) as (process, _):
-        process.join(120)
-    if process.exitcode == 3:
-        return False, "no disk"  # here nobody may mount one
-    words = said.read_text().strip()
-    held = process.exitcode == 0 and (kind == "gone" or words != "")
-    return held, words or "it went on"
+    on_disk = partial(_on_disk, kind)
+    held, words = _apart(on_disk, folder, straight, at)
+    if words == "no disk":
+        return False, words  # here nobody may mount one
+    return held and (kind == "gone" or words != ""), words or "it went on"
 
 
 def _removed(out: Path, at: int) -> tuple[bool, str]:
@@ -1201,13 +1314,16 @@ def _timed(what: str, job, amount: float) -> Trials:
 ARMS: dict[str, Callable[[Any, int], Trials]] = {
     "long": long, "many": many, "kill": kill, "files": files,
     "numbers": numbers, "tasks": tasks, "disk": disk,
-    "signals": signals, "ray": on_ray,
+    "signals": signals, "sweeps": sweeps, "ray": on_ray,
 }  # fmt: skip
 """Functions of a number of trials (of minutes, for long) and a seed."""
 
 
 class Campaign:
     """A study of faults: every arm is so many trials.
+
+    Arms that an earlier record has beside these stay in it, each with the
+    source and the date that it was made by.
 
     Args:
         arms: by name, how many `trials`; minutes for the arm long.
@@ -1240,6 +1356,7 @@ class Campaign:
         path = Path(path)
         kept = path.with_suffix(".unfinished.json")
         record = records.begun(kept, list(seeds)[:1])
+        made_by = {k: record["provenance"][k] for k in ("source", "date")}
         arms = {
             name: steps or arm["trials"] for name, arm in self.arms.items()
         }
@@ -1250,15 +1367,25 @@ class Campaign:
         }
         done = sum(arms.values()) - sum(todo.values())
         for name, made in _try_all(todo, record["seeds"][0], processes):
-            record["arms"][name] = made
+            record["arms"][name] = made_by | made
             records.write_record(kept, record)
             done += made["trials"]
             if progress:
                 progress(done, name)
-        record["arms"] = {name: record["arms"][name] for name in arms}
+        made = {name: record["arms"][name] for name in arms}
+        record["arms"] = _earlier(path) | made
         records.write_record(path, record)
         kept.unlink()
         return record
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The arms of an earlier record, with what each was made by."""
+    if not path.exists():
+        return {}
+    old = records.read_record(path)
+    made_by = {k: old["provenance"][k] for k in ("source", "date")}
+    return {name: made_by | arm for name, arm in old["arms"].items()}
 
 
 def try_arm(name: str, trials: int, seed: int) -> dict[str, Any]:
@@ -1291,8 +1418,8 @@ STUDIES["reliability"] = Campaign(
     {
         "long": {"trials": 25}, "many": {"trials": 300},
         "kill": {"trials": 50}, "files": {"trials": 10_000},
-        "numbers": {"trials": 21}, "tasks": {"trials": 16},
+        "numbers": {"trials": 21}, "tasks": {"trials": 17},
         "disk": {"trials": 8}, "signals": {"trials": 6},
-        "ray": {"trials": 2},
+        "sweeps": {"trials": 4}, "ray": {"trials": 4},
     }
 )  # fmt: skip

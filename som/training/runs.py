@@ -29,6 +29,7 @@ __all__ = [
 
 # %% Imports
 import builtins
+import gc
 import inspect
 import os
 import signal
@@ -250,10 +251,17 @@ def save_all(
     save_checkpoint(trainer, buffer, out / "checkpoint.npz", envs)
     save_acting("policy.npz", trainer.state, trainer.scale)
     record = make_record(trainer)
-    if trainer.curve:
-        records.plot_curves([record], out / "learning_curve.png")
+    _draw(trainer, record, out / "learning_curve.png")
     records.write_record(out / "record.json", record)
     return record
+
+
+def _draw(trainer: Trainer, record: dict[str, Any], path: Path) -> None:
+    points = len(trainer.curve)
+    if points and not (points == trainer.drawn and path.exists()):
+        records.plot_curves([record], path)
+        trainer.drawn = points
+        gc.collect()
 
 
 # %% When to evaluate, and the best so far

@@ -79,4 +79,8 @@ def test_the_study_makes_its_record(tmp_path, monkeypatch):
     assert told == [(2, "one"), (5, "two")] and record["seeds"] == [4]
     assert record["arms"]["two"]["faults"][0]["held"] == 3
     assert study.total(None) == 5 and study.total(1) == 2
+    one, two = record["arms"].values()
+    again = reliability.Campaign({"two": {"trials": 1}}).run(path, [4])
+    assert again["arms"]["one"] == one and one["source"] == records.source_hash()
+    assert (two["trials"], again["arms"]["two"]["trials"]) == (3, 1)
     assert set(STUDIES["reliability"].arms) <= {*reliability.__dict__, "ray"}

@@ -3,6 +3,7 @@
 Run as a program it trains until it kills itself: see test_resume_after_kill.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,6 +345,25 @@ def test_folder_of_a_run(straight):
     names |= {"learning_curve.png", "policy-best.npz", "metrics.csv", ".lock"}
     assert {f.name for f in straight.out.iterdir()} == names
     assert records.read_record(straight.out / "record.json") == straight.record
+
+
+def test_a_curve_is_drawn_where_it_has_grown_and_its_figure_freed(
+    tmp_path, monkeypatch
+):
+    draw, figures = records.plot_curves, []
+
+    def watched(*args):
+        figure = draw(*args)
+        figures.append(weakref.ref(figure))
+        return figure
+
+    monkeypatch.setattr(records, "plot_curves", watched)
+    gc.disable()
+    try:
+        train(tmp_path / "often", checkpoint_seconds=1e-9)
+    finally:
+        gc.enable()
+    assert [figure() for figure in figures] == [None, None]  # two evaluations
 
 
 def test_record(straight):
