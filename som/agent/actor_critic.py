@@ -472,6 +472,7 @@ ELSEWHERE = {
     "clip_range": "here it is 'clip', of ppo",
     "n_epochs": "here they are 'policy_steps' and 'value_steps', of ppo",
     "learning_rate": "here they are 'actor_lr' and 'critic_lr'",
+    "lr": "here they are 'actor_lr' and 'critic_lr'",
     "policy_lr": "here it is 'actor_lr'",
     "q_lr": "here it is 'critic_lr'",
     "ent_coef": "here it is 'initial_alpha', where the temperature starts",
@@ -488,8 +489,13 @@ ELSEWHERE = {
     "gradient_steps": "here it is 'updates_per_step', of the loop",
     "n_envs": "here it is 'num_envs', of the loop",
     "n_steps": "here it is 'chunk_steps', of the loop",
+    "step": "here it is the argument 'steps'",
     "total_timesteps": "here it is the argument 'steps'",
     "env_id": "here it is the argument 'env'",
+    "environment": "here it is the argument 'env'",
+    "algorithm": "here it is the argument 'algo'",
+    "callback": "here it is the argument 'progress'",
+    "tensorboard_log": "here it is the argument 'log'",
     "seed": "here it is the argument 'seeds'",
     "verbose": "there is none: see the argument 'progress'",
     "device": "there is none: JAX takes a GPU where it finds one, unless "
@@ -519,8 +525,11 @@ def closest(word: str, choices, what: str) -> str:
     near = [plain] if plain in choices else None
     near = near or difflib.get_close_matches(plain, list(choices), 3)
     hint = f"known are {', '.join(sorted(choices))}"
+    other = difflib.get_close_matches(plain, ELSEWHERE, 1, 0.8)
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif other:
+        hint = f"if {other[0]!r} is meant: {ELSEWHERE[other[0]]}"
     hint = ELSEWHERE.get(plain, hint)
     raise ValueError(f"unknown {what} {word!r}; {hint}")
 

@@ -559,6 +559,13 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unknown argument {wrong}{hint}")
         return known, extra
 
+    def _check_value(self, action, value):
+        if action.choices is not None:
+            try:
+                closest(value, action.choices, "command")
+            except ValueError as error:
+                self.error(str(error))
+
     def error(self, message: str) -> typing.NoReturn:
         raise _UsageError(f"{message} (see {self.prog} --help).")
 

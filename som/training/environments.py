@@ -212,9 +212,13 @@ def _find(env_id):
         return gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         match = difflib.get_close_matches
-        near = match(name, TASKS, 1) or match(name, gym.registry, 1, 0)
+        near = match(name, TASKS, 1) or match(name, gym.registry, 3)
+        whole = [f"{module}:{n}" if module else n for n in near]
+        hint = "wanted is an id such as 'HalfCheetah-v4' or 'module:Mine-v0'"
+        if near:
+            hint = f"did you mean {' or '.join(map(repr, whole))}?"
         raise ValueError(
-            f"{env_id!r} is no Gymnasium task: did you mean {near[0]!r}?"
+            f"{env_id!r} is no Gymnasium task: {hint}"
         ) from error
 
 
@@ -263,13 +267,18 @@ def _flat(env, name):
         env.observation_space
     ):
         env = gym.wrappers.FlattenObservation(env)
-    for does, space in (
-        ("takes actions from", env.action_space),
-        ("returns observations from", env.observation_space),
+    box = "a Box of one dimension"
+    for does, space, wanted in (
+        ("takes actions from", env.action_space, box),
+        (
+            "returns observations from",
+            env.observation_space,
+            f"{box}, or what Gymnasium flattens to one without loss,",
+        ),
     ):
         shown = f"{name} {does} {' '.join(str(space).split())}"
         if not _is_vector(space):
-            raise ValueError(f"{shown}: a Box of one dimension is wanted")
+            raise ValueError(f"{shown}: {wanted} is wanted")
         if space is env.action_space:
             _check_bounds(space, shown)
     return env
@@ -280,7 +289,9 @@ def _check_bounds(space, shown):
         raise ValueError(f"{shown}: a Box of floats is wanted")
     largest = min(np.finfo(t).max for t in (space.dtype, np.float32)) / 4
     if not (np.abs([space.low, space.high]) < largest).all():
-        raise ValueError(f"{shown}: finite bounds are wanted")
+        raise ValueError(
+            f"{shown}: finite bounds are wanted, less than {largest:.1g}"
+        )
 
 
 # %% Why simulators drift

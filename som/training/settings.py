@@ -14,6 +14,8 @@ __all__ = [
 import dataclasses
 import inspect
 import re
+import shutil
+import textwrap
 import typing
 from typing import Any, Literal, NamedTuple
 
@@ -81,9 +83,21 @@ def settings(algo: str = "som", profile: str = "laptop") -> list[Setting]:
     return found
 
 
+def _short(value: Any) -> str:
+    """A value as text, of a number the first six digits."""
+    long = isinstance(value, float) and len(str(value)) > 12
+    return f"{value:.6g}" if long else str(value)
+
+
 def show(algo: str = "som", profile: str = "laptop") -> None:
     """Print every setting of an agent and of its loop in one profile."""
     found = settings(algo, profile)
+    first = 4 + max(len(s.name) for s in found)
+    values = [len(profile), *(len(_short(s.value)) for s in found)]
+    papers = [len("paper"), *(len(_short(s.paper)) for s in found)]
+    here, usual = 2 + max(values), 2 + max(papers)
+    before = first + here + usual + 2
+    page = max(shutil.get_terminal_size().columns, before + 20) - 1
     known = ", ".join(loop.profiles(loop.AGENTS[algo]))
     print(f"{algo}, profile {profile} (there are: {known})")
     print(
@@ -91,8 +105,10 @@ def show(algo: str = "som", profile: str = "laptop") -> None:
     )
     print("no unit (steps, updates, rows, seconds, nats, ...) has none")
     for owner in ("agent", "loop"):
-        print(f"{owner:20}{profile:>14}{'paper':>12}  meaning")
+        print(f"{owner:{first}}{profile:>{here}}{'paper':>{usual}}  meaning")
         for s in found:
             if s.owner == owner:
-                row = f"  {s.name:20}{s.value!s:>12}{s.paper!s:>12}"
-                print(f"{row}  {s.meaning}")
+                row = f"  {s.name:{first - 2}}{_short(s.value):>{here}}"
+                row += f"{_short(s.paper):>{usual}}  {s.meaning}"
+                indent = " " * before
+                print(textwrap.fill(row, page, subsequent_indent=indent))

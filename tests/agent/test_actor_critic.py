@@ -138,6 +138,9 @@ def test_closest_names_three_at_most_and_all_where_none_is_near():
     every = "actor_lr, alpha_lr, critic_lr, value_lr, width"
     with pytest.raises(ValueError, match=f"unknown setting 'zebra'; known are {every}"):
         closest("zebra", names, "setting")
+    meant = "unknown setting 'gama'; if 'gamma' is meant: here it is 'discount'"
+    with pytest.raises(ValueError, match=meant):
+        closest("gama", names, "setting")
 
 
 def test_names_of_other_libraries_lead_to_names_that_exist():

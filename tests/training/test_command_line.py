@@ -195,7 +195,7 @@ def test_progress_draws_a_bar_on_a_terminal():
     ("words", "status", "message"),
     [
         ([], 2, "COMMAND"),
-        (["trian"], 2, "train"),
+        (["trian"], 2, "unknown command 'trian'; did you mean 'train'?"),
         (["train", "--steps", "-5"], 2, "'-5' is not a positive whole number"),
         (["train", "--sedes", "3"], 2, "--sedes"),
         (["train", "--seed", "42"], 2, "--seed; did you mean --seeds"),

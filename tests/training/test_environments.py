@@ -340,6 +340,10 @@ def test_unsuitable_spaces_are_refused(odd):
     ):
         message = refusal(make, odd(observation=space, action=space), 1, 0)
         assert "Odd-v0" in message
+    text = refusal(make, odd(observation=gym.spaces.Text(5)), 1, 0)
+    assert "or what Gymnasium flattens to one without loss, is wanted" in text
+    most = refusal(make, odd(action=box(-65504, 65504, (2,), np.float16)), 1, 0)
+    assert most.endswith("finite bounds are wanted, less than 2e+04")
 
 
 def test_task_without_time_limit_gets_one(odd):
@@ -693,7 +697,8 @@ def test_an_id_may_name_its_module(module):
         ("it_lacks:Mine-v0", "ModuleNotFoundError: .*'nothing_of_the_kind' .*line 2"),
         ("it_fails:Mine-v0", "cannot import 'it_fails': ZeroDivisionError: .*line 3"),
         ("it_is_no_python:Mine-v0", "SyntaxError: .*it_is_no_python.py, line 1"),
-        ("its_tasks:Mine-v1", "did you mean 'Mine-v0'"),
+        ("its_tasks:Mine-v1", "did you mean 'its_tasks:Mine-v0'"),
+        ("its_tasks", "'its_tasks' is no Gymnasium task: wanted is an id such as"),
     ],
 )
 def test_why_a_module_gives_no_task(module, env_id, told):

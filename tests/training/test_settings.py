@@ -68,6 +68,18 @@ def test_the_table_names_profile_value_and_meaning(capsys):
     assert owners == ["agent", "loop"]
 
 
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table_fits_into_the_terminal(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show("sac", "laptop")
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) < columns
+    words = " ".join(text.split())
+    for s in settings("sac", "laptop"):
+        assert s.meaning in words
+    assert "initial_alpha 1.0 2.71828 where" in words  # e, in the profile `paper`
+
+
 def test_unknown_names_get_a_sentence():
     with pytest.raises(ValueError, match="unknown algorithm 'sum'; did you mean 'som'"):
         settings("sum")
