@@ -253,10 +253,16 @@ def test_brings_the_cart_to_rest(name):
     assert np.mean(run.record["curve"][-1]["returns"]) > idle / 3
 
 
+# They balance with less, too: three seeds of each return 190 to 290.
+LONGEST = "dpmd", "nclql", "qsm", "qvpo", "sdac"
+SMALL = {"width": 64, "batch_size": 64, "num_particles": 4, "num_samples": 8}
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "lql"])
 def test_balances_the_double_pendulum_for_longer(name):
     early = {} if AGENTS[name].on_policy else {"warmup": 1_000}
-    options = {"evaluations": 1, "episodes": 10, **early}
+    small = own(name, SMALL) if name in LONGEST else {}
+    options = {"evaluations": 1, "episodes": 10, **early, **small}
     run = train(name, "InvertedDoublePendulum-v4", 4_000, **options)
     uniform = 57.5  # mean return of uniform actions over 1579 episodes
     assert np.mean(run.record["curve"][-1]["returns"]) > 2 * uniform
