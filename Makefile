@@ -13,7 +13,7 @@ STAMP := .venv/installed-$(if $(filter 1,$(CUDA)),cuda,cpu)
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 
-.PHONY: install train test book notebooks export format lint
+.PHONY: install train check test book notebooks export format lint
 
 install: $(STAMP)
 
@@ -28,6 +28,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: install
 	$(BIN)/python -m som train --env $(ENV) --steps $(STEPS) --seeds $(SEEDS) --profile laptop --out $(OUT)
+
+# Tests that train no agent.
+QUICK := $(addprefix tests/,theory agent test_structure.py test_package.py test_tools.py \
+  $(patsubst %,training/test_%.py,environments records replay settings))
+
+check: lint
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(QUICK)
 
 test: lint
 	$(BIN)/python -m pytest --nbmake -n auto --maxprocesses 4 --dist loadfile

@@ -1,5 +1,6 @@
 """Inputs that several tests share."""
 
+import multiprocessing
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -62,3 +63,17 @@ class Cart(gym.Env):
 
 
 gym.register("Cart-v0", entry_point=Cart, max_episode_steps=20)
+
+
+def in_a_process(job, *args):
+    """Do a job in another process, and return how that process ended.
+
+    It is forked from one that has imported som and not yet touched a device, which
+    saves the imports; the job is a function of a module that can be imported.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["som"])
+    process = context.Process(target=job, args=args)
+    process.start()
+    process.join()
+    return process.exitcode

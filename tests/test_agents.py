@@ -1,12 +1,7 @@
-"""What every agent of som.AGENTS must do, whatever it learns inside.
-
-Run as a program it trains until it kills itself: see test_resume_after_kill.
-"""
+"""What every agent of som.AGENTS must do, whatever it learns inside."""
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import fields
 from functools import partial
 
@@ -14,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import transitions
+from examples import in_a_process, transitions
 
 from som import AGENTS, load, make_agent, resume, train
 from som.agent.actor_critic import candidates
@@ -175,11 +170,14 @@ def run(name, out, progress=None):
     return train(name, "Cart-v0", 400, out=out, progress=progress, **options)
 
 
+def die(step, metrics):
+    if step >= 300:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_resume_after_kill(name, tmp_path):
-    program = [sys.executable, __file__, name, str(tmp_path / "cut")]
-    child = subprocess.run(program, capture_output=True, text=True)
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert in_a_process(run, name, tmp_path / "cut", die) == -signal.SIGKILL
     assert not is_finished(tmp_path / "cut")
     cut, whole = resume(tmp_path / "cut"), run(name, tmp_path / "whole")
     assert cut.record["curve"][-1]["returns"] == whole.record["curve"][-1]["returns"]
@@ -255,10 +253,16 @@ def test_brings_the_cart_to_rest(name):
     assert np.mean(run.record["curve"][-1]["returns"]) > idle / 3
 
 
+# They balance with less, too: three seeds of each return 190 to 290.
+LONGEST = "dpmd", "nclql", "qsm", "qvpo", "sdac"
+SMALL = {"width": 64, "batch_size": 64, "num_particles": 4, "num_samples": 8}
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "lql"])
 def test_balances_the_double_pendulum_for_longer(name):
     early = {} if AGENTS[name].on_policy else {"warmup": 1_000}
-    options = {"evaluations": 1, "episodes": 10, **early}
+    small = own(name, SMALL) if name in LONGEST else {}
+    options = {"evaluations": 1, "episodes": 10, **early, **small}
     run = train(name, "InvertedDoublePendulum-v4", 4_000, **options)
     uniform = 57.5  # mean return of uniform actions over 1579 episodes
     assert np.mean(run.record["curve"][-1]["returns"]) > 2 * uniform
@@ -279,12 +283,3 @@ def test_profiles_are_of_one_kind():
         for profile, config in kind.profiles.items():
             assert isinstance(config, type(kind.profiles["paper"])), (name, profile)
         assert set(kind.loops) <= set(kind.profiles)
-
-
-if __name__ == "__main__":
-
-    def die(step, metrics):
-        if step >= 300:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    run(sys.argv[1], sys.argv[2], die)

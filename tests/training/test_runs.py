@@ -1,7 +1,4 @@
-"""Runs: they learn, they resume to the bit, they refuse clearly.
-
-Run as a program it trains until it kills itself: see test_resume_after_kill.
-"""
+"""Runs: they learn, they resume to the bit, they refuse clearly."""
 
 import gc
 import os
@@ -21,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from carts import AGENT, LOOP, STEPS, assert_same_arrays, config, train
-from examples import Cart
+from examples import Cart, in_a_process
 
 from som.training import checkpoints, environments, logs, loop, records, runs
 from som.training.policy import evaluate, load
@@ -40,13 +37,7 @@ def test_it_learns():
 def test_resume_after_kill(tmp_path, straight):
     """Training that is killed outright ends where the undisturbed run ended."""
     out = tmp_path / "killed"
-    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, __file__, str(out)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(places)},
-        capture_output=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    assert in_a_process(_train_and_die, out) == -signal.SIGKILL
     assert records.read_metadata(out / "checkpoint.npz")["chunk"] == 6
     run = runs.resume(out)
     assert_same_arrays(out / "checkpoint.npz", straight.out / "checkpoint.npz")
@@ -496,6 +487,10 @@ def _die(step, metrics):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _train_and_die(out):
+    train(out, _die, checkpoint_seconds=1e-9)
+
+
 # Tasks of one's own
 
 
@@ -582,10 +577,6 @@ def test_a_single_environment_is_refused(own, tmp_path):
         train(tmp_path / "run", env=one)
     one.close()
     assert not (tmp_path / "run").exists()
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]), _die, checkpoint_seconds=1e-9)
 
 
 def test_a_run_prints_in_one_line(straight):
