@@ -131,7 +131,7 @@ class TimeEmbedding(nn.Module):
 class Field(nn.Module):
     """A vector for each action, given the state and times: [..., A].
 
-    Args of a call: action a [..., A], observation [..., O], any number of
+    Args of `vector`: action a [..., A], observation [..., O], any number of
     times [...], with leading shapes that broadcast.
 
     Args:
@@ -147,12 +147,13 @@ class Field(nn.Module):
     activation: str = "gelu"
 
     @nn.compact
-    def __call__(
+    def vector(
         self,
         a: Float[Array, "... A"],
         observation: Float[Array, "... O"],
         *times: Float[Array, "..."],
     ) -> Float[Array, "... A"]:
+        """What a subclass's call returns, given its times."""
         embedded = [TimeEmbedding()(t) for t in times]
         mlp = MLP(self.width, self.depth, self.action_size, self.activation)
         return mlp(observation, a, *embedded)
@@ -167,7 +168,7 @@ class Policy(Field):
 
     def __call__(self, a, r, t, observation) -> Float[Array, "... A"]:
         """A field given the end t and the length t - r."""
-        return super().__call__(a, observation, t, t - r)
+        return self.vector(a, observation, t, t - r)
 
 
 # %% Twin critics in one pass

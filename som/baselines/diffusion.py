@@ -125,7 +125,7 @@ class Denoiser(Field):
     ) -> Float[Array, "... A"]:
         """A field given the step's number."""
         time = jnp.asarray(step, jnp.float32)
-        return super().__call__(a, observation, time)
+        return self.vector(a, observation, time)
 
 
 # %% One step back

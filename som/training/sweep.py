@@ -162,7 +162,7 @@ def _check(jobs: list[Job]) -> None:
 
 # %% The folder is the only state
 def run_one(
-    job: Job, progress: Callable[[int, dict], None] | None = None
+    job: Job, progress: Callable[[int, dict], Any] | None = None
 ) -> None:
     """Bring a run to its end, from wherever it is.
 
@@ -170,7 +170,8 @@ def run_one(
 
     Args:
         job: the run; one that has ended is left alone.
-        progress: called as progress(step, metrics) after each chunk.
+        progress: called as progress(step, metrics) after each chunk; True
+            stops the run.
 
     Raises:
         records.CheckpointError: something cannot be written or is damaged.
