@@ -525,11 +525,12 @@ def closest(word: str, choices, what: str) -> str:
     near = [plain] if plain in choices else None
     near = near or difflib.get_close_matches(plain, list(choices), 3)
     hint = f"known are {', '.join(sorted(choices))}"
-    other = difflib.get_close_matches(plain, ELSEWHERE, 1, 0.8)
-    if near:
+    every = [*choices, *ELSEWHERE]
+    best = difflib.get_close_matches(plain, every, 1, 0.8)
+    if best and best[0] in ELSEWHERE:
+        hint = f"if {best[0]!r} is meant: {ELSEWHERE[best[0]]}"
+    elif near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
-    elif other:
-        hint = f"if {other[0]!r} is meant: {ELSEWHERE[other[0]]}"
     hint = ELSEWHERE.get(plain, hint)
     raise ValueError(f"unknown {what} {word!r}; {hint}")
 

@@ -141,6 +141,8 @@ def test_closest_names_three_at_most_and_all_where_none_is_near():
     meant = "unknown setting 'gama'; if 'gamma' is meant: here it is 'discount'"
     with pytest.raises(ValueError, match=meant):
         closest("gama", names, "setting")
+    with pytest.raises(ValueError, match="if 'learning_rate' is meant: here they are"):
+        closest("learning_rat", [*names, "lagging_critic"], "setting")
 
 
 def test_names_of_other_libraries_lead_to_names_that_exist():
