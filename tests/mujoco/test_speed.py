@@ -39,14 +39,6 @@ SMALLEST = {
 TINY = make_agent("som", 17, 6, "paper", **SMALLEST)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_in_haste():
-    """Programs that run once are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def with_config(**changes):
     """The paper's agent with some settings changed."""
     return make_agent("som", 17, 6, "paper", **changes)
