@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 train: install
 	$(BIN)/python -m som train --env $(ENV) --steps $(STEPS) --seeds $(SEEDS) --profile laptop --out $(OUT)
 
-# Tests that train no agent.
+# Tests that need no whole run.
 QUICK := $(addprefix tests/,theory agent test_structure.py test_package.py test_tools.py \
   $(patsubst %,training/test_%.py,environments records replay settings))
 

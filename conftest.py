@@ -11,6 +11,10 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".jax_cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Most tests compile for longer than they compute, so their programs, and those of
+# processes that they start, are optimised little; chapters are run without this.
+HASTE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+os.environ.setdefault(HASTE, "1")
 
 
 def pytest_configure(config):
@@ -22,12 +26,27 @@ def pytest_configure(config):
 
     class KeptRun(pytest_items.NotebookRun):
         def execute(self):
-            result = super().execute()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.delenv(HASTE, raising=False)
+                result = super().execute()
             if result.error is None:
                 executed.keep(self.filename, result.nb)
             return result
 
     pytest_items.NotebookRun = KeptRun
+
+
+@pytest.fixture(autouse=True)
+def optimise(request):
+    """A test that is marked so learns for long enough to pay for optimisation."""
+    jax = sys.modules.get("jax")
+    if jax is None or not request.node.get_closest_marker("optimised"):
+        yield
+        return
+    name, before = HASTE.lower(), jax.config.read(HASTE.lower())
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.fixture(autouse=True, scope="module")

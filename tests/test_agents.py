@@ -245,6 +245,7 @@ def test_climbs_the_hill_by_its_own_actions(name):
     assert distance.mean() < 0.3  # uniform: 0.83
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", ON_POLICY)
 def test_brings_the_cart_to_rest(name):
     options = {"width": 32, "depth": 2, "warmup": 0, "chunk_steps": 500}
@@ -258,6 +259,7 @@ LONGEST = "dpmd", "nclql", "qsm", "qvpo", "sdac"
 SMALL = {"width": 64, "batch_size": 64, "num_particles": 4, "num_samples": 8}
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "lql"])
 def test_balances_the_double_pendulum_for_longer(name):
     early = {} if AGENTS[name].on_policy else {"warmup": 1_000}
@@ -268,6 +270,7 @@ def test_balances_the_double_pendulum_for_longer(name):
     assert np.mean(run.record["curve"][-1]["returns"]) > 2 * uniform
 
 
+@pytest.mark.optimised
 def test_lql_learns_not_to_swing_the_reacher():
     # Its temperature is for flat landscapes, see the chapter: it cannot
     # balance, and here it comes as far as an arm at rest (-11.8).

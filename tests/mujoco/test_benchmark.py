@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import jax
-import pytest
 
 import som
 from som.agent.actor_critic import make_agent
@@ -13,8 +12,6 @@ from som.mujoco.cost import TINY
 from som.mujoco.precision import parity_title
 from som.mujoco.speed import AXES
 from som.training.command_line import BENCHMARKS
-
-pytestmark = pytest.mark.usefixtures("in_haste")
 
 
 def test_the_benchmarks_are_entered():

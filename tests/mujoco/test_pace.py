@@ -1,11 +1,8 @@
 """Actions, physics and the loop, timed at sizes that take no time."""
 
-import pytest
-
 from som.mujoco.cost import TINY
 from som.mujoco.pace import action_times, loop_speed, physics_speeds
 
-pytestmark = pytest.mark.usefixtures("in_haste")
 TASK = "InvertedDoublePendulum-v4"
 
 

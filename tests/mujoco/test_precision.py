@@ -7,8 +7,6 @@ from som.mujoco import precision
 from som.mujoco.cost import TINY
 from som.mujoco.precision import parity, parity_title
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 
 def test_parity_of_a_right_and_a_wrong_update(monkeypatch):
     right = parity(**TINY)

@@ -18,8 +18,6 @@ from som.mujoco.speed import (
     update_times,
 )
 
-pytestmark = pytest.mark.usefixtures("in_haste")
-
 
 def test_largest_difference_is_relative_to_each_leaf():
     x = {"a": jnp.array([100.0, 0.0]), "b": jnp.array([0.0, 1e-3])}
