@@ -58,11 +58,14 @@ def test_notebooks_are_what_the_chapters_say(capsys):
 
 def test_results_in_the_readme_are_those_of_the_records(tmp_path, capsys):
     assert readme.main(["--check"]) == 0, capsys.readouterr().err
-    shutil.copytree(ROOT / "book/results/compared", tmp_path / "book/results/compared")
+    for folder in ("book/results/compared", "book/results/studies", "book/_static"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "book/_static/nine_tasks.png").unlink()
     (tmp_path / "book/results/compared/ppo.json").unlink()
     shutil.copy(ROOT / "README.md", tmp_path)
     assert readme.main(["--check"], tmp_path) == 1
     assert readme.main([], tmp_path) == 0 == readme.main(["--check"], tmp_path)
+    assert (tmp_path / "book/_static/nine_tasks.png").stat().st_size > 10_000
     rows = (tmp_path / "README.md").read_text().count("\n| ")
     assert rows == (ROOT / "README.md").read_text().count("\n| ") - 1
 

@@ -1,6 +1,6 @@
-"""Write the table of results in README.md from the records in book/results/compared.
+"""Write what README.md shows of the records: its table, and the picture of nine tasks.
 
-python tools/readme.py            write it
+python tools/readme.py            write both
 python tools/readme.py --check    exit 1 if the records say something else
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from som.mujoco.locomotion import draw, learning_curves
 from som.training.records import mean_ci, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,13 +54,16 @@ def main(argv=None, root=ROOT):
     before, _, rest = path.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     new = before + BEGIN + table(root / "book/results/compared") + END + after
-    if new == path.read_text():
-        return 0
     if args.check:
+        if new == path.read_text():
+            return 0
         print("README.md differs from the records: run `make export`.", file=sys.stderr)
         return 1
     path.write_text(new)
-    print("wrote README.md")
+    runs = read_record(root / "book/results/studies/nine-tasks.json")
+    picture = draw(learning_curves(runs, "main"))
+    picture.savefig(root / "book/_static/nine_tasks.png", dpi=150)
+    print("wrote README.md and its picture")
     return 0
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Curves",
     "learning_curves",
     "final",
+    "COLOURS",
     "draw",
     "player",
     "normalised_mean",
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.figure import Figure
 
 from som.training import sweep
 from som.training.command_line import STUDIES
@@ -314,22 +316,39 @@ def final(arm: Curves | None) -> str:
     return in_words(mean, low, high)
 
 
-def draw(axes, found: dict[str, dict[str, Curves]], colours) -> None:
-    """Learning curves: thin lines for seeds, thick ones for their mean.
+COLOURS = {"SOM": "#0072B2", "SAC": "#D55E00"}
+
+
+def draw(found: dict[str, dict[str, Curves]]) -> Figure:
+    """Learning curves of the main group, a panel for each task.
+
+    Thin lines are seeds, thick ones their mean. Dashed: the paper's final
+    return of SOM, where it is not far above the panel.
 
     Args:
-        axes: of matplotlib, one for each task.
         found: from learning_curves.
-        colours: by label.
     """
-    for ax, (task, arms) in zip(axes, found.items(), strict=True):
+    rows = -(-len(found) // 3)
+    figure = Figure((7, 1.9 * rows), facecolor="white", layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False).flat
+    for ax, (task, arms) in zip(axes, found.items(), strict=False):
         for label, arm in arms.items():
-            x, color = arm.steps / 1000, colours[label]
+            x, color = arm.steps / 1000, COLOURS[label]
             ax.plot(x, arm.returns.T, color=color, lw=0.5)
             ax.plot(x, arm.returns.mean(0), color=color, lw=2, label=label)
+        low, high = ax.get_ylim()
+        level = PAPER["som"].get(task, (np.inf, 0))[0]
+        if level < high + 0.5 * (high - low):
+            ax.axhline(level, color="0.4", ls="--", lw=1)
         ax.set_title(task.removesuffix("-v4"), fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=7)
+    for ax in list(figure.axes)[len(found) :]:
+        ax.set_visible(False)
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.supxlabel("thousand environment steps", fontsize=9)
+    figure.supylabel("return", fontsize=9)
+    return figure
 
 
 # %% To look at
