@@ -5,6 +5,7 @@ Exported by tools/export.py from book/training/film.md; edit the chapter.
 
 __all__ = [
     "choose_renderer",
+    "track",
     "film",
 ]
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v2 as imageio
+import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 
@@ -60,6 +62,18 @@ def choose_renderer() -> None:
         + ": install the Debian packages libegl1 and libgl1-mesa-dri (EGL), "
         "or libosmesa6 (OSMesa)."
     )
+
+
+# %% A camera that comes along
+def track(env: MujocoEnv) -> None:
+    """Look through the model's camera `track`, if nothing else is chosen.
+
+    Args:
+        env: the task without wrappers, not drawn yet.
+    """
+    renderer, camera = env.mujoco_renderer, mujoco.mjtObj.mjOBJ_CAMERA
+    if renderer.camera_id in (None, -1):
+        renderer.camera_id = mujoco.mj_name2id(env.model, camera, "track")
 
 
 # %% Frame by frame
@@ -133,6 +147,7 @@ def film(
         with environments.make(task, 1, seed, picture=picture) as envs:
             if isinstance(envs.env.unwrapped, MujocoEnv):
                 choose_renderer()
+                track(envs.env.unwrapped)
             path.parent.mkdir(parents=True, exist_ok=True)
             options[".gif"]["duration"] = 1000 / envs.fps
             options[".mp4"]["fps"] = envs.fps

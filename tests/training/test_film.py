@@ -4,10 +4,11 @@ import os
 
 import gymnasium as gym
 import imageio.v2 as imageio
+import mujoco
 import numpy as np
 import pytest
 
-from som.training import film
+from som.training import environments, film
 from som.training.environments import Task, TaskError
 
 
@@ -33,6 +34,34 @@ def test_failed_film_leaves_the_old_one(tmp_path, renderer):
     with pytest.raises(OSError, match="No space"):
         film.film(Broken(), out, width=16, height=16)
     assert out.read_bytes() == b"old" and os.listdir(tmp_path) == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "camera"),
+    [("HalfCheetah-v4", {}, 0), ("Reacher-v4", {}, -1),
+     ("Ant-v4", {"camera_id": 0}, 0)],
+)  # fmt: skip
+def test_the_camera_follows_what_runs(name, chosen, camera, renderer):
+    env = gym.make(name, render_mode="rgb_array", width=16, height=16, **chosen)
+    film.track(env.unwrapped)
+    assert env.unwrapped.mujoco_renderer.camera_id == camera
+    env.close()
+
+
+def test_a_robot_that_ran_away_is_in_the_picture(renderer):
+    with environments.make("HalfCheetah-v4", 1, 0, picture=(64, 64)) as envs:
+        film.choose_renderer()
+        film.track(envs.env.unwrapped)
+        envs.reset()
+        near = envs.render()
+        envs.env.unwrapped.data.qpos[0] = 30.0
+        mujoco.mj_forward(envs.env.unwrapped.model, envs.env.unwrapped.data)
+        far = envs.render()
+
+    def orange(x):
+        return np.mean((x[..., 0] > 1.3 * x[..., 2]) & (x[..., 0] > 80))
+
+    assert orange(near) > 0.005 and orange(far) > 0.5 * orange(near)
 
 
 class Screen(gym.Env):
