@@ -153,7 +153,8 @@ def long_runs(
     """All runs, group by group, seed by seed.
 
     Args:
-        folder: runs are in FOLDER/GROUP/LABEL/TASK/ALGORITHM/SEED.
+        folder: of the runs; below it a folder for each group, in it one for
+            each label, and in that what a sweep makes.
         seeds: 0, 1, ...; a group takes as many as it has, and adds
             FIRST_SEED to each.
         steps: environment steps, in the place of each group's own.
