@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from som.mujoco.locomotion import draw, learning_curves
 from som.training.records import mean_ci, read_record
@@ -61,7 +62,8 @@ def main(argv=None, root=ROOT):
         return 1
     path.write_text(new)
     runs = read_record(root / "book/results/studies/nine-tasks.json")
-    picture = draw(learning_curves(runs, "main"))
+    picture = Figure()
+    draw(picture, learning_curves(runs, "main"))
     picture.savefig(root / "book/_static/nine_tasks.png", dpi=150)
     print("wrote README.md and its picture")
     return 0

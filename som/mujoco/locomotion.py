@@ -320,17 +320,19 @@ def final(arm: Curves | None) -> str:
 COLOURS = {"SOM": "#0072B2", "SAC": "#D55E00"}
 
 
-def draw(found: dict[str, dict[str, Curves]]) -> Figure:
+def draw(figure: Figure, found: dict[str, dict[str, Curves]]) -> None:
     """Learning curves of the main group, a panel for each task.
 
     Thin lines are seeds, thick ones their mean. Dashed: the paper's final
     return of SOM, where it is not far above the panel.
 
     Args:
+        figure: of matplotlib, empty.
         found: from learning_curves.
     """
     rows = -(-len(found) // 3)
-    figure = Figure((7, 1.9 * rows), facecolor="white", layout="constrained")
+    figure.set(facecolor="white", layout_engine="constrained")
+    figure.set_size_inches(7, 1.9 * rows)
     axes = figure.subplots(rows, 3, squeeze=False).flat
     for ax, (task, arms) in zip(axes, found.items(), strict=False):
         for label, arm in arms.items():
@@ -349,7 +351,6 @@ def draw(found: dict[str, dict[str, Curves]]) -> Figure:
     figure.axes[0].legend(fontsize=8, frameon=False)
     figure.supxlabel("thousand environment steps", fontsize=9)
     figure.supylabel("return", fontsize=9)
-    return figure
 
 
 # %% To look at

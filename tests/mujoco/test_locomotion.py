@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from examples import Cart  # noqa: F401  (registers the task)
+from matplotlib.figure import Figure
 
 from som.mujoco import locomotion
 from som.mujoco.locomotion import (
@@ -72,7 +73,8 @@ def test_the_study_goes_on_where_its_record_ends(study, tmp_path, monkeypatch):
     assert found["SOM"].returns.shape == (2, len(found["SOM"].steps))
     assert found["SOM"].seeds == (FIRST_SEED, FIRST_SEED + 1)
     assert final(None) == "" and " to " in final(found["cold"])
-    figure = draw({"Hopper-v4": {"SOM": found["SOM"], "SAC": found["cold"]}})
+    figure = Figure()
+    draw(figure, {"Hopper-v4": {"SOM": found["SOM"], "SAC": found["cold"]}})
     assert len(figure.axes[0].lines) == 2 * 3  # two seeds and their mean, each
     assert not figure.axes[1].get_visible()
     # A setting that changed makes its runs anew, and no others.
