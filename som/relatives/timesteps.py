@@ -793,8 +793,8 @@ class TimesStudy:
         """Fit every arm and write the record; go on with one begun.
 
         Args:
-            path, seeds, steps, progress: as in
-                som.studies.landscapes.Study.run.
+            path, seeds, steps, progress: as in `Study.run` of the
+                chapter on landscapes.
             processes: not used: an arm's seconds want a core alone.
         """
         path, seeds = Path(path), list(seeds)
