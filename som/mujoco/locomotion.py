@@ -245,9 +245,11 @@ class NineTasks:
         known = [run.job.config for run in whole]
         rows = [row for row in rows if row["config"] in known]
         have = [row["config"] for row in rows]
+        asked = {FIRST_SEED + seed for seed in seeds}
         todo = [
-            run for run in long_runs(self.folder, seeds, steps)
-            if run.job.config not in have
+            run for run in whole
+            if run.job.config["seeds"][0] in asked
+            and run.job.config not in have
         ]  # fmt: skip
         before = sum(config["steps"] for config in have)
 
