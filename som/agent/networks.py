@@ -163,12 +163,19 @@ class Policy(Field):
     """Average velocity u(a, r, t, s), the one-step policy: [..., A].
 
     Args of a call: point a [..., A], times r <= t [...], observation
-    [..., O]; the rest as in Field.
+    [..., O].
+
+    Args:
+        residual: add the point to the output, Equation
+            (eq-networks-residual); the rest as in Field.
     """
+
+    residual: bool = False
 
     def __call__(self, a, r, t, observation) -> Float[Array, "... A"]:
         """A field given the end t and the length t - r."""
-        return self.vector(a, observation, t, t - r)
+        u = self.vector(a, observation, t, t - r)
+        return a + u if self.residual else u
 
 
 # %% Twin critics in one pass

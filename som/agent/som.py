@@ -16,6 +16,7 @@ __all__ = [
     "PAPER",
     "LITERAL",
     "LAPTOP",
+    "EFFICIENT",
     "BANDIT",
     "SOM",
 ]
@@ -69,6 +70,7 @@ class SOMConfig(ActorCriticConfig):
     chunk: int = 5  # guesses evaluated at once (memory); 0: all
     policy_batch: int | None = None  # states per policy step; None: all
     rows_per_state: int = 1  # rows of the policy step at each state
+    residual: bool = False  # the policy's output has its input added
 
     def __post_init__(self):
         super().__post_init__()
@@ -253,9 +255,9 @@ class OneStep(ActorCritic):
     @property
     def policy_net(self) -> Any:
         """The network u_theta(a, r, t, s), a `Policy`."""
-        config = self.config
-        size = self.action_size
-        return Policy(size, config.width, config.depth, config.activation)
+        c = self.config
+        sizes = self.action_size, c.width, c.depth
+        return Policy(*sizes, c.activation, c.residual)
 
     def init_policy(self, key) -> Any:
         """Fresh parameters of u_theta."""
@@ -295,6 +297,13 @@ LAPTOP = SOMConfig(
     target_particles=1,
     policy_batch=64,
 )
+EFFICIENT = replace(
+    LAPTOP,
+    **SAMPLE_EFFICIENT,
+    residual=True,
+    inverse_temperature=40.0,
+    target_particles=4,
+)
 BANDIT = replace(
     LAPTOP,
     policy_delay=2,
@@ -323,11 +332,14 @@ class SOM(OneStep):
     profiles: ClassVar[dict[str, Any]] = {
         "paper": PAPER,
         "laptop": LAPTOP,
-        "sample-efficient": replace(LAPTOP, **SAMPLE_EFFICIENT),
+        "sample-efficient": EFFICIENT,
         "bandit": BANDIT,
         "paper-literal": LITERAL,
     }
-    loops: ClassVar[dict[str, dict[str, Any]]] = EFFICIENT_LOOPS
+    loops: ClassVar[dict[str, dict[str, Any]]] = {
+        name: pace | {"normalize_observations": True}
+        for name, pace in EFFICIENT_LOOPS.items()
+    }
 
     @property
     def sde(self) -> SDE:

@@ -39,6 +39,7 @@ class MFPConfig(ActorCriticConfig):
     ivc_weight: float = 1.0  # nu, weight of the velocity constraint
     noise_scale: float = 0.0  # no noise beside the policy's own
     distributional: bool = False  # critics predict a std beside the mean
+    residual: bool = False  # the policy's output has its input added
 
 
 def path(a_star: Float[Array, "... A"], noise, t) -> tuple[Array, Array]:

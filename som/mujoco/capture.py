@@ -12,25 +12,34 @@ __all__ = [
     "trace",
     "TRACES",
     "collect",
+    "frozen",
 ]
 
 # %% Imports
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from som.agent.actor_critic import candidates, q_value
-from som.agent.som import SOM, OneStep, flow_velocity, q_spread
+from som.agent.critic import Transition
+from som.agent.som import (
+    SOM,
+    OneStep,
+    flow_velocity,
+    policy_loss,
+    q_spread,
+)
 from som.baselines.dipo import climb
 from som.theory.probability_flow import integrate
 from som.training.loop import defaults
-from som.training.policy import load, rollout_states
+from som.training.policy import load, normalize, rollout_states
 from som.training.records import (
     curve_arrays,
     provenance,
@@ -62,7 +71,7 @@ def capture(
     Returns:
         By name of the way, 0 for uniform actions and 1 at the top. `size`
         is the mean of abs(a) over the best candidates, `top` that of the
-        highest points.
+        highest points; `spread` the deviation of a state's jumps.
     """
     k_uniform, k_jump, k_flow = jax.random.split(key, 3)
     value = lambda a: q_value(agent, critic, observation, a)
@@ -88,7 +97,8 @@ def capture(
         for name, a in ways.items()
     }
     sizes = {"size": pick(jumps), "top": pick(tops)}
-    return heights | {k: jnp.mean(jnp.abs(a)) for k, a in sizes.items()}
+    heights |= {k: jnp.mean(jnp.abs(a)) for k, a in sizes.items()}
+    return heights | {"spread": jnp.mean(jnp.std(jumps, 0))}
 
 
 def two_jumps(
@@ -139,7 +149,7 @@ def measure(run: str | Path) -> dict[str, float]:
     """
     policy = load(run)
     agent, state = policy.agent, policy.state
-    states = rollout_states(policy, 400)[::10]
+    states = normalize(rollout_states(policy, 400)[::10], policy.scale)
     params, key = agent.acting_policy(state), jax.random.PRNGKey(0)
     found = capture(agent, params, state.critic, states, key)
     return {name: float(value) for name, value in found.items()}
@@ -171,7 +181,7 @@ def trace(
         if step % every or step <= trainer.loop.warmup:
             return
         states = rollout_states(policy, 400)[::10]
-        rest = states, jax.random.PRNGKey(step)
+        rest = normalize(states, policy.scale), jax.random.PRNGKey(step)
         params = agent.acting_policy(state)
         found["steps"].append(step)
         for name, critic in (("now", critics[-1]), ("before", critics[0])):
@@ -233,3 +243,50 @@ def collect(
     }
     write_record(path, record)
     return record
+
+
+# %% A critic that stands still
+def frozen(
+    run: str | Path, updates: int = 5000, seed: int = 0, **settings
+) -> dict[str, float]:
+    """Teach a new policy by the critic of a trained one of SOM.
+
+    Args:
+        run: whatever `load` takes.
+        updates: steps of Adam, 128 states each.
+        seed: of the new policy and of its batches.
+        **settings: fields that differ from the trained one's.
+
+    Returns:
+        What `capture` returns, as numbers, for the new policy.
+    """
+    policy = load(run)
+    config, critic = policy.agent.config, policy.state.critic
+    agent = replace(policy.agent, config=replace(config, **settings))
+    states = normalize(rollout_states(policy, 4000), policy.scale)
+    seen, unseen = jnp.asarray(states[:3000]), jnp.asarray(states[3000::20])
+    actions = candidates(
+        policy.agent, policy.agent.acting_policy(policy.state), seen,
+        jax.random.PRNGKey(seed), 1,
+    )[0]  # fmt: skip
+    adam = optax.adam(agent.config.actor_lr)
+
+    def step(carry, key):
+        params, opt = carry
+        k_row, k_loss = jax.random.split(key)
+        size = agent.config.batch_size
+        i = jax.random.randint(k_row, (size,), 0, len(seen))
+        none = jnp.zeros(size)
+        batch = Transition(seen[i], actions[i], none, none, seen[i])
+        gradient = jax.grad(partial(policy_loss, agent))(
+            params, critic, policy.state.log_alpha, batch, k_loss
+        )
+        updates, opt = adam.update(gradient, opt)
+        return (optax.apply_updates(params, updates), opt), None
+
+    params = agent.init_policy(jax.random.PRNGKey(seed))
+    keys = jax.random.split(jax.random.PRNGKey(seed + 1), updates)
+    start = params, adam.init(params)
+    (params, _), _ = jax.jit(partial(jax.lax.scan, step))(start, keys)
+    found = capture(agent, params, critic, unseen, keys[0])
+    return {name: float(value) for name, value in found.items()}

@@ -125,7 +125,7 @@ def first_noise(num: int, size: int, split: bool = True) -> np.ndarray:
 class OnePass(NamedTuple):
     """How an agent's action comes out of one pass of one network."""
 
-    form: str  # "step", "squash" or "gauss"; see candidates
+    form: str  # "step", "end", "squash" or "gauss"; see candidates
     net: dict[str, np.ndarray]  # its layers, named "policy"
     noise: np.ndarray  # of N candidates, [N, A]; zero: the mean acts
     log_std: tuple[float, float] = (-np.inf, np.inf)  # its bounds
@@ -156,7 +156,8 @@ def _(agent, state) -> OnePass:
     )  # of t and of t - r: both are one
     net = layers("policy", params["MLP_0"], 2, (embed(0), embed(1)))
     noise = first_noise(agent.config.num_particles, agent.action_size)
-    return OnePass("step", net, noise)
+    form = "end" if agent.config.residual else "step"
+    return OnePass(form, net, noise)
 
 
 def twins(agent: Any, critic) -> dict[str, np.ndarray]:
@@ -252,9 +253,10 @@ def shown(arrays, observation):
 
 def candidates(arrays, observation, noise):
     """Actions in [-1, 1], [N, A], from standard normal noise [N, A]."""
-    if arrays["form"] == "step":
+    if arrays["form"] in ("step", "end"):
         z = arrays["prior_std"] * noise
-        return np.clip(z - net(arrays, "policy", observation, z), -1, 1)
+        f = net(arrays, "policy", observation, z)
+        return np.clip(z * (arrays["form"] == "step") - f, -1, 1)
     mean, log_std = np.split(net(arrays, "policy", observation), 2)
     u = mean + np.exp(np.clip(log_std, *arrays["log_std_bounds"])) * noise
     return np.clip(np.tanh(u) if arrays["form"] == "squash" else u, -1, 1)
@@ -324,12 +326,13 @@ def shown_lines(arrays: dict[str, np.ndarray]) -> list[str]:
 def candidate_lines(arrays: dict[str, np.ndarray]) -> list[str]:
     """The lines from s [B, O] and noise [N, A] to actions."""
     spread = "rows = Unsqueeze (noise, axis_1)"
-    if arrays["form"] == "step":
+    if arrays["form"] in ("step", "end"):
+        step = arrays["form"] == "step"
         return [
             spread,
             "z = Mul (rows, prior_std)",
             *net_lines(arrays, "policy", "s", "z"),
-            "raw = Sub (z, policy)",
+            f"raw = {'Sub (z, policy)' if step else 'Neg (policy)'}",
             "actions = Clip (raw, lowest, highest)",
         ]
     bend = "Tanh" if arrays["form"] == "squash" else "Identity"

@@ -56,6 +56,16 @@ def test_split_first_layer_equals_concatenation():
     np.testing.assert_allclose(jax.jit(mlp.apply)(params, s, a), h, atol=1e-5)
 
 
+def test_a_residual_policy_adds_its_input(policy):
+    net, params = policy
+    a = jax.random.normal(KEY, (5, A))
+    rest = jnp.float32(0.2), jnp.float32(0.7), jnp.ones(OBS)
+    plain = net.apply(params, a, *rest)
+    added = net.clone(residual=True).apply(params, a, *rest)
+    assert jnp.abs(plain).max() > 0.01
+    np.testing.assert_allclose(added, plain + a, atol=1e-6)
+
+
 def test_all_first_kernels_have_the_deviation_of_one_joint_layer():
     params = jax.jit(MLP(2000, 1, 1).init)(KEY, jnp.zeros(12), jnp.zeros(4))
     for i, size in enumerate((12, 4)):

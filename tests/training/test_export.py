@@ -63,9 +63,15 @@ def played(policy, folder, **options):
     return numpy, graph.run(None, {"observation": STATES})[0]
 
 
-@pytest.mark.parametrize("algo", ["som", "mfp", "sac", "ppo"])
-def test_same_actions_everywhere(algo, tmp_path):
-    ours = policy(algo)
+@pytest.mark.parametrize(
+    ("algo", "settings"),
+    [
+        *[(algo, {}) for algo in ("som", "mfp", "sac", "ppo")],
+        *[(algo, {"residual": True}) for algo in ("som", "mfp")],
+    ],
+)
+def test_same_actions_everywhere(algo, settings, tmp_path):
+    ours = policy(algo, **settings)
     expected = ours(STATES, seed=0)
     assert np.ptp(expected, 0).max() > 0.1
     for actions in played(ours, tmp_path):
