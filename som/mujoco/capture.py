@@ -12,7 +12,11 @@ __all__ = [
     "trace",
     "TRACES",
     "collect",
+    "AHEAD",
+    "foretold",
     "frozen",
+    "JUMPS",
+    "ask",
 ]
 
 # %% Imports
@@ -24,6 +28,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -38,6 +43,7 @@ from som.agent.som import (
 )
 from som.baselines.dipo import climb
 from som.theory.probability_flow import integrate
+from som.training import environments
 from som.training.loop import defaults
 from som.training.policy import load, normalize, rollout_states
 from som.training.records import (
@@ -245,6 +251,55 @@ def collect(
     return record
 
 
+# %% Does it know how good it is?
+AHEAD = 500  # steps; what comes later counts less than a hundredth
+
+
+def foretold(
+    run: str | Path, steps: int = 4000, seed: int = 0
+) -> dict[str, float]:
+    """What the critic says of a policy's actions, and what came of them.
+
+    Args:
+        run: whatever `load` takes.
+        steps: environment steps of one rollout, without exploration.
+        seed: of the environment.
+
+    Returns:
+        `said`, the mean of Q, and `came`, that of the discounted return,
+        over the `states` after which the rollout shows AHEAD steps or the
+        task's own end; and their `correlation`.
+    """
+    policy = load(run)
+    seen, taken, reward, over, cut = [], [], [], [], []
+    with environments.make(policy.task, 1, seed) as envs:
+        observation = envs.reset()
+        for _ in range(steps):
+            seen.append(observation[0])
+            taken.append(policy.act(observation)[0])
+            step = envs.step(taken[-1][None])
+            reward.append(step.reward[0])
+            over.append(step.terminated[0])
+            cut.append(step.truncated[0])
+            observation = step.observation
+    came, ahead = np.zeros(steps), np.zeros(steps)
+    later, known, discount = 0.0, 0, policy.agent.config.discount
+    for i in reversed(range(steps)):
+        if over[i] or cut[i]:
+            later, known = 0.0, AHEAD if over[i] else 0
+        later, known = reward[i] + discount * later, known + 1
+        came[i], ahead[i] = later, known
+    whole = ahead > AHEAD
+    said = policy.q(np.stack(seen), np.stack(taken))[whole]
+    came = came[whole]
+    return {
+        "said": float(said.mean()),
+        "came": float(came.mean()),
+        "correlation": float(np.corrcoef(said, came)[0, 1]),
+        "states": int(whole.sum()),
+    }
+
+
 # %% A critic that stands still
 def frozen(
     run: str | Path, updates: int = 5000, seed: int = 0, **settings
@@ -290,3 +345,35 @@ def frozen(
     (params, _), _ = jax.jit(partial(jax.lax.scan, step))(start, keys)
     found = capture(agent, params, critic, unseen, keys[0])
     return {name: float(value) for name, value in found.items()}
+
+
+JUMPS: dict[str, dict[str, Any]] = {
+    "as in laptop": {"residual": False, "inverse_temperature": 10.0},
+    "residual": {"residual": True, "inverse_temperature": 10.0},
+    "residual, colder": {"residual": True, "inverse_temperature": 40.0},
+}
+
+
+def ask(
+    runs: dict[str, str | Path], taught: dict[str, str | Path], path
+) -> dict[str, Any]:
+    """What critics foretell, and what new policies learn from them.
+
+    Args:
+        runs: by name, what `foretold` is asked of.
+        taught: by name, the runs whose critics teach each of JUMPS.
+        path: of the record, ending in .json.
+
+    Returns:
+        The record: `foretold` by name, `frozen` by name and jump.
+    """
+    record = {
+        "provenance": provenance(),
+        "foretold": {name: foretold(run) for name, run in runs.items()},
+        "frozen": {
+            name: {jump: frozen(run, **own) for jump, own in JUMPS.items()}
+            for name, run in taught.items()
+        },
+    }
+    write_record(path, record)
+    return record
