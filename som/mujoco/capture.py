@@ -302,7 +302,7 @@ def foretold(
 
 # %% A critic that stands still
 def frozen(
-    run: str | Path, updates: int = 5000, seed: int = 0, **settings
+    run: str | Path, updates: int = 2500, seed: int = 0, **settings
 ) -> dict[str, float]:
     """Teach a new policy by the critic of a trained one of SOM.
 
@@ -313,7 +313,8 @@ def frozen(
         **settings: fields that differ from the trained one's.
 
     Returns:
-        What `capture` returns, as numbers, for the new policy.
+        What `capture` returns, as numbers, for the new policy, and
+        `meant`: the spread of the flow's ends by 200 guesses.
     """
     policy = load(run)
     config, critic = policy.agent.config, policy.state.critic
@@ -344,6 +345,12 @@ def frozen(
     start = params, adam.init(params)
     (params, _), _ = jax.jit(partial(jax.lax.scan, step))(start, keys)
     found = capture(agent, params, critic, unseen, keys[0])
+    many = replace(agent, config=replace(agent.config, num_samples=200))
+    factor = agent.config.inverse_temperature
+    ends = jax.jit(partial(flow, many))(
+        critic, factor, unseen[::5], keys[0]
+    )  # the target itself, nearly
+    found["meant"] = jnp.mean(jnp.std(ends, 0))
     return {name: float(value) for name, value in found.items()}
 
 

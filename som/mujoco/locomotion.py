@@ -8,6 +8,7 @@ __all__ = [
     "PAPER",
     "Group",
     "SOM",
+    "BEFORE",
     "PRINTED",
     "EXPLODING",
     "THREE",
@@ -88,6 +89,10 @@ class Group(NamedTuple):
 
 
 SOM = {"algo": "som", "profile": "sample-efficient"}
+BEFORE = {
+    "residual": False, "inverse_temperature": 10.0, "target_particles": 1,
+    "normalize_observations": False,
+}  # fmt: skip
 PRINTED = {
     "algo": "som", "profile": "paper-literal", "width": 128,
     "batch_size": 128, "num_particles": 16, "num_samples": 12, "tau": 0.02,
@@ -103,6 +108,7 @@ GROUPS = {
         100_000,
         3,
     ),
+    "before": Group(tuple(TASKS), {"SOM before": SOM | BEFORE}, 100_000, 1),
     "as printed": Group(
         ("HalfCheetah-v4", "Hopper-v4", "InvertedDoublePendulum-v4"),
         {"as printed": PRINTED, "laptop": SOM | {"profile": "laptop"}},
@@ -285,29 +291,35 @@ class Curves(NamedTuple):
 
 
 def learning_curves(
-    record: dict[str, Any], group: str
+    record: dict[str, Any], *groups: str
 ) -> dict[str, dict[str, Curves]]:
-    """The finished runs of a group, by task and label.
+    """The finished runs of groups, by task and label.
 
     Args:
         record: of the study.
-        group: key of GROUPS.
+        groups: keys of GROUPS.
     """
     found: dict[str, dict[str, Curves]] = {}
-    for task in GROUPS[group].tasks:
-        for label in GROUPS[group].arms:
-            rows = [
-                row for row in record["runs"]
-                if (row["group"], row["label"], row["env"])
-                == (group, label, task) and "failed" not in row
-            ]  # fmt: skip
-            if rows:
-                found.setdefault(task, {})[label] = Curves(
-                    np.array(rows[0]["evaluated_at"]),
-                    np.array([row["returns"] for row in rows]),
-                    tuple(row["seed"] for row in rows),
-                    float(np.median([row["seconds"] for row in rows])) / 60,
-                )
+    places = [
+        (group, task, label)
+        for group in groups
+        for task in GROUPS[group].tasks
+        for label in GROUPS[group].arms
+    ]
+    for place in places:
+        rows = [
+            row for row in record["runs"]
+            if (row["group"], row["env"], row["label"]) == place
+            and "failed" not in row
+        ]  # fmt: skip
+        if rows:
+            _, task, label = place
+            found.setdefault(task, {})[label] = Curves(
+                np.array(rows[0]["evaluated_at"]),
+                np.array([row["returns"] for row in rows]),
+                tuple(row["seed"] for row in rows),
+                float(np.median([row["seconds"] for row in rows])) / 60,
+            )
     return found
 
 
@@ -319,7 +331,7 @@ def final(arm: Curves | None) -> str:
     return in_words(mean, low, high)
 
 
-COLOURS = {"SOM": "#0072B2", "SAC": "#D55E00"}
+COLOURS = {"SOM": "#0072B2", "SAC": "#D55E00", "SOM before": "#8fc3e8"}
 
 
 def draw(figure: Figure, found: dict[str, dict[str, Curves]]) -> None:
