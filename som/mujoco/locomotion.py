@@ -362,7 +362,9 @@ def draw(figure: Figure, found: dict[str, dict[str, Curves]]) -> None:
         ax.tick_params(labelsize=7)
     for ax in list(figure.axes)[len(found) :]:
         ax.set_visible(False)
-    figure.axes[0].legend(fontsize=8, frameon=False)
+    handles = figure.axes[0].get_legend_handles_labels()
+    where = {"loc": "outside upper center", "ncols": len(COLOURS)}
+    figure.legend(*handles, fontsize=8, frameon=False, **where)
     figure.supxlabel("thousand environment steps", fontsize=9)
     figure.supylabel("return", fontsize=9)
 
