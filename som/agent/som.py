@@ -17,6 +17,7 @@ __all__ = [
     "LITERAL",
     "LAPTOP",
     "EFFICIENT",
+    "NORMALIZED_LOOPS",
     "BANDIT",
     "SOM",
 ]
@@ -304,6 +305,11 @@ EFFICIENT = replace(
     inverse_temperature=40.0,
     target_particles=4,
 )
+NORMALIZED_LOOPS: dict[str, dict[str, Any]] = {
+    name: pace | {"normalize_observations": True}
+    for name, pace in EFFICIENT_LOOPS.items()
+}
+"""The loops of normalised critics, with normalised observations."""
 BANDIT = replace(
     LAPTOP,
     policy_delay=2,
@@ -336,10 +342,7 @@ class SOM(OneStep):
         "bandit": BANDIT,
         "paper-literal": LITERAL,
     }
-    loops: ClassVar[dict[str, dict[str, Any]]] = {
-        name: pace | {"normalize_observations": True}
-        for name, pace in EFFICIENT_LOOPS.items()
-    }
+    loops: ClassVar[dict[str, dict[str, Any]]] = NORMALIZED_LOOPS
 
     @property
     def sde(self) -> SDE:

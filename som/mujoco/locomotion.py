@@ -363,8 +363,10 @@ def draw(figure: Figure, found: dict[str, dict[str, Curves]]) -> None:
     for ax in list(figure.axes)[len(found) :]:
         ax.set_visible(False)
     handles = figure.axes[0].get_legend_handles_labels()
-    where = {"loc": "outside upper center", "ncols": len(COLOURS)}
-    figure.legend(*handles, fontsize=8, frameon=False, **where)
+    figure.legend(
+        *handles, loc="outside upper center", ncols=len(COLOURS),
+        fontsize=8, frameon=False,
+    )  # fmt: skip
     figure.supxlabel("thousand environment steps", fontsize=9)
     figure.supylabel("return", fontsize=9)
 
