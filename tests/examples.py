@@ -1,7 +1,7 @@
 """Inputs that several tests share."""
 
 import multiprocessing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import flax.linen as nn
 import gymnasium as gym
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from som import AGENTS
 from som.agent.actor_critic import ActorCritic, ActorCriticConfig, q_value
 from som.agent.critic import Transition
 
@@ -77,3 +78,30 @@ def in_a_process(job, *args):
     process.start()
     process.join()
     return process.exitcode
+
+
+NAMES = sorted(AGENTS)
+ON_POLICY = [name for name in NAMES if AGENTS[name].on_policy]
+OFF_POLICY = [name for name in NAMES if name not in ON_POLICY]
+TINY = {
+    "width": 8, "depth": 1, "batch_size": 8, "num_particles": 2, "num_samples": 2,
+    "num_steps": 2, "num_levels": 3, "num_gradient_steps": 2, "num_uniform": 2,
+    "entropy_samples": 4, "policy_steps": 3, "value_steps": 3, "policy_delay": 2,
+    "alpha_delay": 2, "chunk": 0,
+}  # fmt: skip
+
+
+def own(name, settings):
+    """The settings that an agent's configuration has."""
+    known = {f.name for f in fields(AGENTS[name].profiles["laptop"])}
+    return {k: v for k, v in settings.items() if k in known}
+
+
+def tiny(name, **changes):
+    return own(name, TINY | changes)
+
+
+def assert_same(a, b, **tolerance):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    for x, y in pairs:
+        np.testing.assert_allclose(x, y, **({"rtol": 0, "atol": 0} | tolerance))

@@ -297,19 +297,15 @@ LAPTOP = SOMConfig(
     policy_delay=1,
     target_particles=1,
     policy_batch=64,
-)
-EFFICIENT = replace(
-    LAPTOP,
-    **SAMPLE_EFFICIENT,
     residual=True,
     inverse_temperature=40.0,
-    target_particles=4,
 )
+EFFICIENT = replace(LAPTOP, **SAMPLE_EFFICIENT, target_particles=4)
 NORMALIZED_LOOPS: dict[str, dict[str, Any]] = {
     name: pace | {"normalize_observations": True}
-    for name, pace in EFFICIENT_LOOPS.items()
+    for name, pace in ({"laptop": {}} | EFFICIENT_LOOPS).items()
 }
-"""The loops of normalised critics, with normalised observations."""
+"""The loops of the small profiles, with normalised observations."""
 BANDIT = replace(
     LAPTOP,
     policy_delay=2,
@@ -320,6 +316,8 @@ BANDIT = replace(
     anchor_share=0.0,
     prior_share=0.75,
     actor_lr=2e-3,
+    residual=False,
+    inverse_temperature=10.0,
 )
 
 
