@@ -63,7 +63,7 @@ def main(argv=None, root=ROOT):
     path.write_text(new)
     runs = read_record(root / "book/results/studies/nine-tasks.json")
     picture = Figure()
-    draw(picture, learning_curves(runs, "main", "before"))
+    draw(picture, learning_curves(runs, "main"))
     picture.savefig(root / "book/_static/nine_tasks.png", dpi=150)
     print("wrote README.md and its picture")
     return 0

@@ -111,6 +111,7 @@ class SAC(ActorCritic):
     loops: ClassVar[dict[str, dict[str, Any]]] = {
         **BASELINE_LOOPS,
         **EFFICIENT_LOOPS,
+        "laptop": {"normalize_observations": True},
         "relax": BASELINE_LOOPS["paper"],
     }
 

@@ -355,7 +355,7 @@ def frozen(
 
 
 JUMPS: dict[str, dict[str, Any]] = {
-    "as in laptop": {"residual": False, "inverse_temperature": 10.0},
+    "noisy": {"residual": False, "inverse_temperature": 10.0},
     "residual": {"residual": True, "inverse_temperature": 10.0},
     "residual, colder": {"residual": True, "inverse_temperature": 40.0},
 }

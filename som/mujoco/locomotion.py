@@ -347,7 +347,7 @@ def final(arm: Curves | None) -> str:
     return in_words(mean, low, high)
 
 
-COLOURS = {"SOM": "#0072B2", "SAC": "#D55E00", "SOM before": "#8fc3e8"}
+COLOURS = {"SOM": "#0072B2", "SAC": "#D55E00"}
 
 
 def draw(figure: Figure, found: dict[str, dict[str, Curves]]) -> None:

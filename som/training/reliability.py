@@ -456,6 +456,7 @@ def on_ray(trials: int, seed: int) -> Trials:
     """Kill Ray's workers and its driver; nothing without Ray."""
     rng, table = random.Random(seed), Table()
     try:
+        import psutil
         import ray  # noqa: F401
     except ImportError:
         return
@@ -472,16 +473,12 @@ def on_ray(trials: int, seed: int) -> Trials:
                     if time.monotonic() > end:
                         break
                 time.sleep(rng.uniform(0, 0.1))
-                if driver:
-                    process.kill()
-                else:
-                    for worker in _workers(out)[:1]:
-                        worker.kill()
+                at_work = _workers(out)
+                for victim in [process] if driver else at_work[:1]:
+                    victim.kill()
                 process.join(180)
             held = driver or process.exitcode == 0
-            end = time.monotonic() + 60
-            while _workers(out) and time.monotonic() < end:
-                time.sleep(0.1)
+            psutil.wait_procs([*at_work, *_workers(out)], 60)
             _sweep(out)
             ends = [_folders(_sweep, path) for path in (out, straight)]
             held = held and all(map(same_end, *ends))
