@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
 from som.agent.actor_critic import candidates, q_value
-from som.training.policy import Policy, rollout_states
+from som.training.policy import Policy, normalize, rollout_states
 
 
 # %% Candidates and their Q
@@ -58,7 +58,8 @@ def draw_candidates(
     if num < 1:
         raise ValueError(f"num is {num}; at least 1 is wanted")
     params = policy.agent.acting_policy(policy.state)
-    return np.asarray(_candidates(policy.agent, params, states, key, num))
+    seen = normalize(states, policy.scale)
+    return np.asarray(_candidates(policy.agent, params, seen, key, num))
 
 
 def candidate_q(
@@ -80,7 +81,8 @@ def candidate_q(
         ValueError: states of another size.
     """
     _check_states(critic, states)
-    q = _q_value(critic.agent, critic.state.critic, states, actions)
+    seen = normalize(states, critic.scale)
+    q = _q_value(critic.agent, critic.state.critic, seen, actions)
     return np.asarray(q) / critic.agent.config.reward_scale
 
 

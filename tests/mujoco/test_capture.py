@@ -41,7 +41,8 @@ def test_a_policy_at_the_top_has_one_and_uniform_actions_have_zero():
 
 
 def test_ways_of_som():
-    agent = som.make_agent("som", 3, 2, "laptop", width=8, depth=1)
+    small = {"width": 8, "depth": 1, "residual": False}
+    agent = som.make_agent("som", 3, 2, "laptop", **small)
     agent = with_known_critic(agent, bowl)
     state = agent.init(KEY)
     still = jax.tree.map(jnp.zeros_like, state.policy)
@@ -71,13 +72,13 @@ def test_a_record_of_runs(tmp_path, monkeypatch):
     small = {"width": 8, "depth": 1, "num_samples": 4, "warmup": 250}
     run = som.train(
         "som", "Cart-v0", 500, (3,), out=tmp_path / "runs" / "a",
-        evaluations=1, episodes=2, inverse_temperature=40.0, **small,
+        evaluations=1, episodes=2, inverse_temperature=20.0, **small,
     )  # fmt: skip
     record = collect(tmp_path / "runs", tmp_path / "record.json")
     assert read_record(tmp_path / "record.json") == record
     (row,) = record["runs"]
     assert row["algo"] == "som" and row["seed"] == 3
-    assert row["changes"]["inverse_temperature"] == 40.0
+    assert row["changes"]["inverse_temperature"] == 20.0
     assert row["changes"].keys() >= {"width", "depth"}
     assert "noise_scale" not in row["changes"]
     assert row["returns"] == [np.mean(run.record["curve"][-1]["returns"])]

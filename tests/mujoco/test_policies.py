@@ -9,12 +9,12 @@ import som
 from som.mujoco import policies
 from som.studies.bandit import with_known_critic
 from som.training.loop import init_seeds
-from som.training.policy import Policy
+from som.training.policy import Policy, Scale
 
 KEY = jax.random.PRNGKey(0)
 C = np.array([1.0, -2.0], np.float32)
 REACHER = 11, 2  # sizes of its observations and actions
-SMALL = {"width": 8, "depth": 1, "num_particles": 3}
+SMALL = {"width": 8, "depth": 1, "num_particles": 3, "residual": False}
 
 
 def policy(algo="som", reward=None, zero=False):
@@ -50,6 +50,23 @@ def test_candidates_are_those_of_the_acting_policy(two):
         one.calls = 0
         done = policies.candidate_q(one, s, one.act(s)[None])
         np.testing.assert_allclose(done[0], q.max(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_policy_sees_states_in_its_own_units(two):
+    plain, s = two["SOM"], states(4)
+    scale = Scale(np.full((1, 11), 3.0), np.full((1, 11), 2.0))
+    ones = np.ones(REACHER[1], np.float32)
+    seeds = init_seeds(plain.agent, (0,))
+    scaled = Policy(plain.agent, seeds, "Reacher-v4", -ones, ones, scale=scale)
+    drawn = policies.draw_candidates(scaled, s, 5, KEY)
+    by_hand = policies.draw_candidates(plain, (s - 3) / 2, 5, KEY)
+    np.testing.assert_allclose(drawn, by_hand, atol=1e-5)
+    np.testing.assert_allclose(
+        policies.candidate_q(scaled, s, drawn),
+        policies.candidate_q(plain, (s - 3) / 2, drawn),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_q_is_the_smaller_twin_in_units_of_the_task(two):

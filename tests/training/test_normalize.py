@@ -1,4 +1,4 @@
-"""Observations in deviations: counted right, kept everywhere, off by default."""
+"""Observations in deviations: counted right, kept everywhere, or off."""
 
 import subprocess
 import sys
@@ -152,23 +152,23 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, normal):
         assert_same_arrays(tmp_path / name, normal.out / name)
 
 
-def test_off_is_as_before(tmp_path, straight):
-    """And a run of a version that had no such setting is the same run."""
-    assert straight.policy.scale is None
-    assert "normalized" not in records.read_metadata(straight.out / "policy.npz")
-    off = train(tmp_path, normalize_observations=False)
-    for name in ("checkpoint.npz", "policy.npz"):
-        assert_same_arrays(tmp_path / name, straight.out / name)
+def test_off_is_as_before(tmp_path):
+    """And a run of a version that had no such setting goes on without."""
+    raw = {"normalize_observations": False}
+    off = train(tmp_path, **raw)
+    assert off.policy.scale is None
+    assert "normalized" not in records.read_metadata(tmp_path / "policy.npz")
     old = records.read_record(tmp_path / "config.json")
     del old["loop"]["normalize_observations"]
     records.write_record(tmp_path / "config.json", old)
-    assert train(tmp_path).record == off.record
-    with pytest.raises(ValueError, match="normalize_observations is False there and"):
-        train(tmp_path, normalize_observations=True)
+    assert train(tmp_path, **raw).record == off.record
+    for given in ({}, {"normalize_observations": True}):  # the profile's, and told
+        with pytest.raises(ValueError, match="normalize_observations is False there"):
+            train(tmp_path, **given)
 
 
 def test_a_sweep_of_a_version_without_the_setting_goes_on(tmp_path):
-    words = ["som"], ["Cart-v0"], 1, tmp_path, 1000
+    words = ["mfp"], ["Cart-v0"], 1, tmp_path, 1000
     (job,) = sweep.plan(*words)
     old = {k: v for k, v in job.config["loop"].items() if k != "normalize_observations"}
     records.write_record(job.folder / "config.json", job.config | {"loop": old})
