@@ -14,7 +14,6 @@ __all__ = [
     "draw",
     "prepare",
     "METHODS",
-    "Method",
     "ImitatorConfig",
     "dual_value",
     "with_flag",
@@ -48,7 +47,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -285,17 +284,6 @@ METHODS = (
     "union cloning",  # of all steps alike
 )
 
-Method = Literal[
-    "uncorrected",
-    "IGI",
-    "telescoped",
-    "discounted ratio",
-    "DemoDICE",
-    "weighted cloning",
-    "expert cloning",
-    "union cloning",
-]
-
 
 @dataclass(frozen=True)
 class ImitatorConfig:
@@ -305,7 +293,7 @@ class ImitatorConfig:
         ValueError: a size below one, an unknown method, no discount.
     """
 
-    method: Method = "telescoped"  # one of METHODS
+    method: str = "telescoped"  # one of METHODS
     discount: float = 0.95  # gamma, which sets the horizon
     union_weight: float = 0.0  # alpha_D, used by DemoDICE alone
     width: int = 256  # units per hidden layer
@@ -759,8 +747,13 @@ class _Training:
             self.seconds = time.monotonic() - begun
             if self.done == goal:
                 self._evaluate()
-            if progress:
-                progress(self.done, self.metrics)
+            try:
+                if progress:
+                    progress(self.done, self.metrics)
+            except Exception:
+                if self.folder:
+                    self._save()
+                raise
             late = time.monotonic() - saved > checkpoint_seconds
             if self.folder and (late or stop.is_set() or self.done == total):
                 self._save()

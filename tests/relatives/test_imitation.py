@@ -134,9 +134,9 @@ def test_the_dual_is_that_of_its_definition():
     delta, share = rng.normal(size=6), rng.dirichlet(np.ones(6))
     given = jnp.float32(0.3), jnp.float32(delta), jnp.float32(share)
     plain = 0.3 + np.log(np.sum(share * np.exp(delta)))
-    assert dual_value(*given) == pytest.approx(plain, abs=1e-5)
+    assert float(dual_value(*given)) == pytest.approx(plain, abs=1e-5)
     scaled = 0.3 + 1.5 * np.log(np.sum(share * np.exp(delta / 1.5)))
-    assert dual_value(*given, 0.5) == pytest.approx(scaled, abs=1e-5)
+    assert float(dual_value(*given, 0.5)) == pytest.approx(scaled, abs=1e-5)
 
 
 def test_a_terminated_step_leads_to_the_absorbing_state(demo):
@@ -144,11 +144,13 @@ def test_a_terminated_step_leads_to_the_absorbing_state(demo):
     state = agent.init(jax.random.PRNGKey(0))
     rows = prepare(demo, "telescoped", 0.9).union
     rho, delta, share = temporal_differences(agent, state.ratio, state.nu, rows)
-    assert share.sum() == pytest.approx(1) and len(delta) == len(rows.ended) + 1
+    assert float(share.sum()) == pytest.approx(1) and len(delta) == len(rows.ended) + 1
+    rho, delta, share = map(np.asarray, (rho, delta, share))
     flag = jnp.zeros(4).at[3].set(1.0)
-    end = agent.multiplier(state.nu, flag)
+    end = float(agent.multiplier(state.nu, flag))
     here = agent.multiplier(state.nu, with_flag(rows.observation))
     after = agent.multiplier(state.nu, with_flag(rows.next_observation))
+    here, after = np.asarray(here), np.asarray(after)
     for i in np.flatnonzero(demo.union.terminated):
         assert delta[i] == pytest.approx(rho[i] + 0.9 * end - here[i], abs=1e-5)
     i = int(np.flatnonzero(~demo.union.terminated)[0])
