@@ -7,7 +7,7 @@ OUT ?= runs/$(ENV)
 
 BIN := .venv/bin
 comma := ,
-EXTRAS := book,test,cluster,export$(if $(filter 1,$(CUDA)),$(comma)cuda)
+EXTRAS := book,test,cluster,export,relatives$(if $(filter 1,$(CUDA)),$(comma)cuda)
 STAMP := .venv/installed-$(if $(filter 1,$(CUDA)),cuda,cpu)
 # Compiled programs, the smallest too, are shared by chapters, tests and book.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.jax_cache

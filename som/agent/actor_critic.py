@@ -20,6 +20,7 @@ __all__ = [
     "alpha_step",
     "ActorCritic",
     "AGENTS",
+    "OFFLINE",
     "ELSEWHERE",
     "closest",
     "make_agent",
@@ -466,6 +467,8 @@ class ActorCritic:
 
 # %% Agents by name
 AGENTS: dict[str, Any] = {}
+OFFLINE: dict[str, Any] = {}
+"""Agents that learn from recordings: they act, but not in the loop."""
 ELSEWHERE = {
     "gamma": "here it is 'discount'",
     "gae_lambda": "here it is 'trace', of ppo",
@@ -545,7 +548,7 @@ def make_agent(
     """An agent by its name.
 
     Args:
-        name: key of AGENTS.
+        name: key of AGENTS or of OFFLINE.
         observation_size: O.
         action_size: A.
         profile: key of the agent's profiles, "laptop", "paper", ...
@@ -554,7 +557,8 @@ def make_agent(
     Raises:
         ValueError: unknown name, profile or field.
     """
-    kind = AGENTS[closest(name, AGENTS, "algorithm")]
+    kinds = AGENTS | OFFLINE
+    kind = kinds[closest(name, kinds, "algorithm")]
     config = kind.profiles[closest(profile, kind.profiles, "profile")]
     known = [f.name for f in fields(config)]
     for key in overrides:

@@ -15,6 +15,7 @@ __all__ = [
     "show_machine",
     "show_table",
     "STUDIES",
+    "COMMANDS",
     "parser",
     "main",
 ]
@@ -540,6 +541,10 @@ def _study(args: argparse.Namespace) -> None:
 
 
 # %% The parser
+COMMANDS: dict[str, Callable[[Any], None]] = {}
+"""Commands of later chapters: each adds its own to the subparsers."""
+
+
 class _UsageError(ValueError):
     """The command line itself is wrong."""
 
@@ -863,6 +868,8 @@ def parser() -> argparse.ArgumentParser:
     bench.set_defaults(run=_benchmark)
     _add_settings(commands)
     _add_study(commands)
+    for add in COMMANDS.values():
+        add(commands)
     return top
 
 
@@ -873,7 +880,7 @@ def _interrupted(args: argparse.Namespace | None) -> str:
     if args and args.command == "sweep":
         return "interrupted; the same command goes on from what is saved."
     if args is None or args.command not in ("train", "resume") or not out:
-        return "interrupted."
+        return getattr(args, "interrupted", "interrupted.")
     if not (Path(out) / "checkpoint.npz").exists():
         return "interrupted before the first checkpoint; nothing was saved."
     return (

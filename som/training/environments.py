@@ -822,6 +822,10 @@ class Environments:
             observation, reward, terminated, truncated, after, returns, length
         )
 
+    def episode_seeds(self) -> Int[np.ndarray, " E"]:
+        """Return the seeds that the copies were last reset with, `[E]`."""
+        return np.array([self._seed_of(i) for i in range(self.num_envs)])
+
     def state(self) -> dict[str, np.ndarray]:
         """Return what `restore` needs, in arrays of fixed shapes."""
         return {
@@ -891,14 +895,16 @@ class Environments:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _seed_of(self, i):
+        """The seed of the episode that copy i is in."""
+        entropy = self.seed, i, int(self._episode[i])
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return seed if self.env_id in TASKS else seed % 2**31
+
     def _begin(self, i):
         """Begin copy i's episode from its own seed; return `[O]`."""
         self._length[i], self._return[i] = 0, 0.0
-        entropy = self.seed, i, int(self._episode[i])
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        if self.env_id not in TASKS:
-            seed %= 2**31
-        first = self._engine.reset(i, seed)[None]
+        first = self._engine.reset(i, self._seed_of(i))[None]
         return self._check_values(np.array([i]), first, np.zeros(1))[0][0]
 
     def _repeat(self, i, length):

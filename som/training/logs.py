@@ -61,6 +61,7 @@ class ProgressLine:
         console: where to write; a bar if it is a terminal, else lines.
         every: least seconds between two lines.
         warmup: environment steps in which nothing is learned.
+        unit: what is counted.
     """
 
     def __init__(
@@ -69,13 +70,14 @@ class ProgressLine:
         console: Console,
         every: float = 5.0,
         warmup: int = 0,
+        unit: str = "steps",
     ):
         self.total, self.console, self.every = total, console, every
-        self.warmup, self.result = warmup, ""
+        self.warmup, self.unit, self.result = warmup, unit, ""
         self._start: tuple[int, float] | None = None
         self._last = -float("inf")
         self._bar = Progress(
-            TextColumn("{task.completed:,.0f} of {task.total:,} steps"),
+            TextColumn(f"{{task.completed:,.0f}} of {{task.total:,}} {unit}"),
             BarColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
@@ -99,14 +101,14 @@ class ProgressLine:
             mean = float(np.mean(metrics["evaluation/return"]))
             self.result = f"return {mean:,.1f}  "
         note = "warming up  " if step < self.warmup else self.result
-        note += f"{speed:,.0f} steps/s" if speed else ""
+        note += f"{speed:,.0f} {self.unit}/s" if speed else ""
         if self.console.is_terminal:
             self._bar.update(self._task, completed=step, note=note)
         elif now - self._last >= self.every or step >= self.total:
             self._last = now
             left = (self.total - step) / speed if speed else 0.0
             self.console.out(
-                f"{step:>11,} of {self.total:,} steps  {note}"
+                f"{step:>11,} of {self.total:,} {self.unit}  {note}"
                 + (f"  {clock(left)} left" if left else ""),
                 highlight=False,
             )

@@ -33,6 +33,7 @@ import numpy as np
 
 from som.agent.actor_critic import (
     AGENTS,
+    OFFLINE,
     ActorCritic,
     candidates,
     make_agent,
@@ -90,7 +91,8 @@ class Policy:
     ):
         self.agent, self.task = agent, environments.as_task(env)
         self.env_id = self.task.name
-        self.algo = next(k for k, v in AGENTS.items() if isinstance(agent, v))
+        kinds = (AGENTS | OFFLINE).items()
+        self.algo = next(k for k, v in kinds if isinstance(agent, v))
         state = acting(agent, state)
         self.state = jax.tree.map(
             lambda x: jnp.asarray(x)[index], state._replace(step=())
@@ -393,9 +395,10 @@ def of_this_version(config: dict[str, Any]) -> dict[str, Any]:
 
     Each has the default of its class: what was done when it was written.
     """
-    if "agent" not in config or config["algo"] not in AGENTS:
+    kinds = AGENTS | OFFLINE
+    if "agent" not in config or config["algo"] not in kinds:
         return config  # those who use it say so
-    some = next(iter(AGENTS[config["algo"]].profiles.values()))
+    some = next(iter(kinds[config["algo"]].profiles.values()))
     return config | {"agent": asdict(type(some)()) | config["agent"]}
 
 

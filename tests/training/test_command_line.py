@@ -152,7 +152,8 @@ def test_every_option_of_every_command_says_its_default(capsys):
     commands = parser()._subparsers._group_actions[0].choices
     assert set(commands) == {
         "train", "resume", "evaluate", "render", "plot", "sweep", "benchmark",
-        "study", "settings", "export",
+        "study", "settings", "export", "dataset",
+        "imitate",
     }  # fmt: skip
     for name, sub in commands.items():
         for action in sub._actions:
