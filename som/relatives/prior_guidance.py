@@ -362,7 +362,7 @@ class PriorGuidance:
     steps: int = 400  # updates over which both Adams fall to zero
     width: int = 64  # units per hidden layer, of both networks
     depth: int = 3  # hidden layers of the latent value
-    prior_lr: float = 1e-2  # first Adam step of the prior
+    prior_lr: float = 3e-2  # first Adam step of the prior
     value_lr: float = 2e-3  # first Adam step of the latent value
     tau: float = 0.02  # share of the networks in each step of their copies
     wide: float = 0.5  # share of N(0, I) in what the latent value learns from
@@ -834,8 +834,8 @@ def fit_method(
         ]
     else:
         make = partial(guided_plans, arm, value, decode)
-        selects = arm["method"] == "selection"  # N is part of the shapes
-        make = jax.jit(make, static_argnums=0 if selects else ())
+        if arm["method"] != "selection":  # whose knob is part of the shapes
+            make = jax.jit(make)
         found = [
             [
                 judged(value, *make(knob, z, key))

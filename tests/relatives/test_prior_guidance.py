@@ -60,7 +60,9 @@ def test_ddim_with_constant_noise_is_exact_in_one_step():
     noise = jnp.array([0.3, -0.1])
     one, many = (ddim(lambda a, t: noise, Z, SDE, n) for n in (1, 7))
     np.testing.assert_allclose(one, many, atol=1e-3)
-    np.testing.assert_allclose(one, (Z - SDE.std(1.0) * noise) / SDE.mean(1.0), rtol=1e-4)
+    np.testing.assert_allclose(
+        one, (Z - SDE.std(1.0) * noise) / SDE.mean(1.0), rtol=1e-4
+    )
 
 
 def test_ddim_wants_a_step():
@@ -131,7 +133,9 @@ def test_guidance_by_the_logarithm_of_success_is_the_conditional_denoiser():
     guided = classifier_guided(denoise, lambda a, t: jnp.log(behind(a, t)), SDE)
     wanted = exact_noise(hills.times(mixture)[0], SDE)
     np.testing.assert_allclose(guided(Z, 0.4), wanted(Z, 0.4), atol=1e-3)
-    np.testing.assert_allclose(classifier_free(wanted, denoise, 0.0)(Z, 0.4), wanted(Z, 0.4))
+    np.testing.assert_allclose(
+        classifier_free(wanted, denoise, 0.0)(Z, 0.4), wanted(Z, 0.4)
+    )
     more = classifier_free(wanted, denoise, 2.0)(Z, 0.4)
     np.testing.assert_allclose(more, 3 * wanted(Z, 0.4) - 2 * denoise(Z, 0.4))
 
@@ -213,8 +217,13 @@ def test_normalised_loss_does_not_know_the_values_scale():
     state = guidance.init(KEY)
     value = jax.tree.map(lambda x: x, state.value)
     last = max(value["params"])
-    scaled = {"params": value["params"] | {last: jax.tree.map(lambda x: 10 * x, value["params"][last])}}
-    one, ten = (guidance.prior_loss(state.prior, v, s, 1.0, KEY) for v in (value, scaled))
+    scaled = {
+        "params": value["params"]
+        | {last: jax.tree.map(lambda x: 10 * x, value["params"][last])}
+    }
+    one, ten = (
+        guidance.prior_loss(state.prior, v, s, 1.0, KEY) for v in (value, scaled)
+    )
     np.testing.assert_allclose(one, ten, rtol=1e-4)
 
 
@@ -280,7 +289,9 @@ def test_other_bad_input_is_told_in_a_sentence():
 
 def test_every_method_can_be_measured(monkeypatch):
     monkeypatch.setattr(prior_guidance, "NUM_STEPS", 2)
-    monkeypatch.setattr(prior_guidance, "plane_planner", lambda name: lambda z: MU + S * z)
+    monkeypatch.setattr(
+        prior_guidance, "plane_planner", lambda name: lambda z: MU + S * z
+    )
     for method, knobs in KNOBS.items():
         arm = {"value": "one hill", "planner": "20 steps", "method": method}
         made = fit_method(arm | {"knobs": knobs[:1], "steps": 2}, [0, 1], num=16)
