@@ -547,9 +547,7 @@ def classifier_guided(
     return shifted
 
 
-def classifier_free(
-    wanted: Callable, denoise: Callable, weight: float
-) -> Callable:
+def classifier_free(wanted: Callable, denoise: Callable, weight) -> Callable:
     """The effect of a condition, exaggerated: Equation (eq-prior-free).
 
     Args:
@@ -785,7 +783,7 @@ def prior_plans(
     seeds: Sequence[int],
     noise: Float[Array, "S N A"],
 ) -> tuple[Float[Array, "T S N A"], Float[Array, "T S"]]:
-    """Plans of priors learned at each temperature with each seed; their KL."""
+    """Plans of priors of each temperature and seed, and their KL."""
     guidance = PriorGuidance(2, steps=arm["steps"])
     last = fit_prior(
         guidance, lambda s, z: value(decode(z)), arm["knobs"], seeds

@@ -1,4 +1,4 @@
-"""A learned prior: closed forms, searches on a grid, and what may not be differentiated."""
+"""A learned prior: closed forms, searches on a grid, and what has no gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +176,8 @@ def test_the_lines_velocity_is_that_of_a_gaussian(sde):
 
 
 def test_the_exact_average_velocity_has_no_error():
-    wide = lambda t: jnp.sqrt((1 - t) ** 2 * S**2 + t**2)
+    def wide(t):
+        return jnp.sqrt((1 - t) ** 2 * S**2 + t**2)
 
     def apply(params, a, r, t, s):
         z = (a - (1 - t) * MU) / wide(t)
@@ -257,7 +258,10 @@ def test_a_linear_worth_is_learned_and_a_warm_prior_stays():
 @pytest.mark.optimised
 def test_each_state_has_its_own_prior():
     guidance = PriorGuidance(1, observation_size=1, steps=400, width=32)
-    signs = lambda key, num: jax.random.rademacher(key, (num, 1), jnp.float32)
+
+    def signs(key, num):
+        return jax.random.rademacher(key, (num, 1), jnp.float32)
+
     state = fit_prior(guidance, lambda s, z: (s * z)[:, 0], [1.0], [0], signs)
     s = jnp.array([[1.0], [-1.0]])
     mean, _ = guidance.prior.apply(member(state.prior_target, 0, 0), s)
@@ -266,7 +270,10 @@ def test_each_state_has_its_own_prior():
 
 def test_the_same_seed_gives_the_same_prior():
     guidance = PriorGuidance(2, steps=2, width=8)
-    worth = lambda s, z: z[:, 0]
+
+    def worth(s, z):
+        return z[:, 0]
+
     one, two = (fit_prior(guidance, worth, [1.0], [0, 1], batch=4) for _ in "ab")
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(x, y)
