@@ -831,7 +831,7 @@ def fit_method(
             for row in zip(plans, kl, strict=True)
         ]
     else:
-        make = partial(guided_plans, arm, value, decode)
+        make: Callable = partial(guided_plans, arm, value, decode)
         if arm["method"] != "selection":  # whose knob is part of the shapes
             make = jax.jit(make)
         found = [
