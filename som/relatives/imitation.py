@@ -380,7 +380,7 @@ class Imitator:
 
     profiles: ClassVar[dict[str, Any]] = {
         "paper": ImitatorConfig(batch_size=512),
-        "laptop": ImitatorConfig(),
+        "laptop": ImitatorConfig(width=128),
     }
     learning_only: ClassVar[tuple[str, ...]] = (
         "ratio",
