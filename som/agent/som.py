@@ -302,8 +302,8 @@ LAPTOP = SOMConfig(
 )
 EFFICIENT = replace(LAPTOP, **SAMPLE_EFFICIENT, target_particles=4)
 NORMALIZED_LOOPS: dict[str, dict[str, Any]] = {
-    name: pace | {"normalize_observations": True}
-    for name, pace in ({"laptop": {}} | EFFICIENT_LOOPS).items()
+    name: EFFICIENT_LOOPS.get(name, {}) | {"normalize_observations": True}
+    for name in ("laptop", "sample-efficient")
 }
 """The loops of the small profiles, with normalised observations."""
 BANDIT = replace(
