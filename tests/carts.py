@@ -14,6 +14,7 @@ AGENT = {
 LOOP = {
     "num_envs": 5, "warmup": 200, "capacity": 40_000, "updates_per_step": 0.4,
     "chunk_steps": 100, "evaluations": 2, "episodes": 3, "checkpoint_seconds": 1e9,
+    "normalize_observations": False,
 }  # fmt: skip
 STEPS = 1_000
 

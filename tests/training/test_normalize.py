@@ -154,17 +154,15 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, normal):
 
 def test_off_is_as_before(tmp_path):
     """And a run of a version that had no such setting goes on without."""
-    raw = {"normalize_observations": False}
-    off = train(tmp_path, **raw)
+    off = train(tmp_path)
     assert off.policy.scale is None
     assert "normalized" not in records.read_metadata(tmp_path / "policy.npz")
     old = records.read_record(tmp_path / "config.json")
     del old["loop"]["normalize_observations"]
     records.write_record(tmp_path / "config.json", old)
-    assert train(tmp_path, **raw).record == off.record
-    for given in ({}, {"normalize_observations": True}):  # the profile's, and told
-        with pytest.raises(ValueError, match="normalize_observations is False there"):
-            train(tmp_path, **given)
+    assert train(tmp_path).record == off.record
+    with pytest.raises(ValueError, match="normalize_observations is False there and"):
+        train(tmp_path, normalize_observations=True)
 
 
 def test_a_sweep_of_a_version_without_the_setting_goes_on(tmp_path):
