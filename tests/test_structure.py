@@ -56,6 +56,12 @@ def test_notebooks_are_what_the_chapters_say(capsys):
     assert notebooks.main(["--check"]) == 0, capsys.readouterr().out
 
 
+def test_no_record_names_a_temporary_folder():
+    records = sorted((ROOT / "book/results").rglob("*.json"))
+    named = [p.relative_to(ROOT) for p in records if "/tmp/" in p.read_text()]
+    assert records and not named
+
+
 def test_results_in_the_readme_are_those_of_the_records(tmp_path, capsys):
     assert readme.main(["--check"]) == 0, capsys.readouterr().err
     for folder in ("book/results/compared", "book/results/studies", "book/_static"):

@@ -370,7 +370,9 @@ def signals(trials: int, seed: int) -> Trials:
             _command(out)
             held = held and same_end(out, straight)
             last = f"status {process.exitcode}: {words.splitlines()[-1]}"
-            table[f"{kind.name} while {place}"].add(held, last)
+            table[f"{kind.name} while {place}"].add(
+                held, last.replace(name, "")
+            )
             yield table
 
 
