@@ -16,6 +16,7 @@ __all__ = [
 ]
 
 # %% Imports
+from functools import cache
 from typing import Any
 
 import flax.linen as nn
@@ -179,6 +180,7 @@ class Policy(Field):
 
 
 # %% Twin critics in one pass
+@cache
 def twice(module: type[nn.Module], in_axes: Any = None) -> Any:
     """Two of a module with parameters of their own, as one stacked module.
 
@@ -187,7 +189,8 @@ def twice(module: type[nn.Module], in_axes: Any = None) -> Any:
         in_axes: axis of the twin in each input; None, both see the same.
 
     Returns:
-        A class like it; the last axis of a call's results is the twin.
+        A class like it, one for the same arguments; the last axis of a
+        call's results is the twin.
     """
     return nn.vmap(
         module,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import NAMES, assert_same, tiny, transitions
+from flax.linen import kw_only_dataclasses
 
 from som import AGENTS, make_agent
 from som.training import loop
@@ -86,6 +87,20 @@ def test_jit_changes_nothing(name):
         plain = agent.update(state, batch, KEY)
     compiled = update(agent, state, batch, KEY)
     assert_same(plain, compiled, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_threads_may_trace(name, monkeypatch):
+    """Making a class is what flax cannot do in two threads, so none is made."""
+    agent = make(name)
+    state, batch = jax.jit(agent.init)(KEY), batch_for(agent)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a class is made while an update is traced")
+
+    monkeypatch.setattr(kw_only_dataclasses, "dataclass", refuse)
+    jax.eval_shape(agent.update, state, batch, KEY)
+    jax.eval_shape(agent.act, state, jnp.ones(3), KEY)
 
 
 @pytest.mark.parametrize("name", NAMES)
