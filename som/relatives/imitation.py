@@ -948,27 +948,10 @@ class ImitationStudy:
         Raises:
             ValueError: a set is missing.
         """
-        path, seeds = Path(path), list(seeds)
-        kept = path.with_suffix(".unfinished.json")
-        record, made = records.begun(kept, seeds), 0
-        tell = progress or (lambda done, arm: None)
-        for name, arm in self.arms.items():
-            wanted = records.as_json(arm | {"steps": steps or arm["steps"]})
-            old = record["arms"].get(name, {})
-            if old.get("settings") != wanted:
-                result = self._arm(
-                    wanted,
-                    seeds,
-                    lambda n, made=made, name=name: tell(made + n, name),
-                )
-                record["arms"][name] = {"settings": wanted} | result
-                records.write_record(kept, record)
-            made += wanted["steps"]
-            tell(made, name)
-        record["arms"] = {name: record["arms"][name] for name in self.arms}
-        records.write_record(path, record)
-        kept.unlink(missing_ok=True)
-        return record
+        change = {"steps": steps} if steps else {}
+        arms = {name: arm | change for name, arm in self.arms.items()}
+        size = lambda arm: arm["steps"]
+        return records.make_arms(path, seeds, arms, self._arm, size, progress)
 
     def _arm(self, arm, seeds, tell) -> dict[str, Any]:
         place = f"som/{arm['env'].rpartition('-')[0].lower()}"

@@ -49,7 +49,6 @@ __all__ = [
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -66,7 +65,7 @@ from som.theory.boltzmann import GaussianMixture, eight_gaussians
 from som.theory.meanflow import lagrangian_target, one_step
 from som.theory.sde import SDE, VP
 from som.training.command_line import STUDIES
-from som.training.records import begun, write_record
+from som.training.records import make_arms
 
 
 # %% Recordings in the plane
@@ -873,21 +872,11 @@ class PriorStudy:
             steps: updates of a prior, in the place of each arm's own.
             processes: not used: all takes a few minutes.
         """
-        path, seeds = Path(path), list(seeds)
-        kept = path.with_suffix(".unfinished.json")
-        record, done = begun(kept, seeds), 0
-        for name, arm in self.arms.items():
-            arm = arm | ({"steps": steps} if steps else {})
-            if record["arms"].get(name, {}).get("settings") != arm:
-                made = fit_method(arm, seeds)
-                record["arms"][name] = {"settings": arm} | made
-                write_record(kept, record)
-            done += len(arm["knobs"])
-            if progress:
-                progress(done, name)
-        write_record(path, record)
-        kept.unlink()
-        return record
+        change = {"steps": steps} if steps else {}
+        arms = {name: arm | change for name, arm in self.arms.items()}
+        make = lambda arm, seeds, tell: fit_method(arm, seeds)
+        size = lambda arm: len(arm["knobs"])
+        return make_arms(path, seeds, arms, make, size, progress)
 
 
 STUDIES["prior-guidance"] = PriorStudy(

@@ -52,7 +52,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -75,7 +74,7 @@ from som.baselines.diffusion import (
 )
 from som.theory.boltzmann import moon_gaussians
 from som.training.command_line import STUDIES
-from som.training.records import begun, write_record
+from som.training.records import make_arms
 
 
 # %% The chain and its bound
@@ -797,23 +796,10 @@ class TimesStudy:
                 chapter on landscapes.
             processes: not used: an arm's seconds want a core alone.
         """
-        path, seeds = Path(path), list(seeds)
-        kept = path.with_suffix(".unfinished.json")
-        record = begun(kept, seeds)
-        made = 0
-        for name, arm in self.arms.items():
-            arm = arm | ({"steps": steps} if steps else {})
-            tell = lambda done, before=made, name=name: (
-                progress and progress(before + done, name)
-            )
-            if record["arms"].get(name, {}).get("settings") != arm:
-                fit = fit_rule(arm, seeds, tell)
-                record["arms"][name] = {"settings": arm} | fit
-                write_record(kept, record)
-            made += arm["steps"]
-        write_record(path, record)
-        kept.unlink()
-        return record
+        change = {"steps": steps} if steps else {}
+        arms = {name: arm | change for name, arm in self.arms.items()}
+        size = lambda arm: arm["steps"]
+        return make_arms(path, seeds, arms, fit_rule, size, progress)
 
 
 MOONS = (

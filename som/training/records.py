@@ -18,6 +18,7 @@ __all__ = [
     "read_run",
     "mean_ci",
     "begun",
+    "make_arms",
     "in_words",
     "Table",
     "iqm",
@@ -527,6 +528,50 @@ def begun(path: str | Path, seeds: Sequence[int]) -> dict[str, Any]:
     old = read_record(path)
     same = old["provenance"]["source"] == source_hash()
     return old if same and old["seeds"] == new["seeds"] else new
+
+
+def make_arms(
+    path: str | Path,
+    seeds: Sequence[int],
+    arms: dict[str, dict[str, Any]],
+    make: Callable[..., dict[str, Any]],
+    size: Callable[[dict[str, Any]], int],
+    progress: Callable[[int, str], object] | None = None,
+) -> dict[str, Any]:
+    """Make the arms of a study in turn and write its record.
+
+    Args:
+        path: of the record, ending in .json.
+        seeds: of the study.
+        arms: by name, the settings of each.
+        make: called with settings, seeds and a function to be told how much
+            of the arm is done; what it returns is kept.
+        size: how much an arm is, from its settings.
+        progress: told how much of the study is done, and the arm's name.
+
+    Returns:
+        The record.
+    """
+    path, seeds = Path(path), list(seeds)
+    kept = path.with_suffix(".unfinished.json")
+    record, before = begun(kept, seeds), 0
+    for name, arm in arms.items():
+
+        def tell(done: int, before: int = before, name: str = name) -> None:
+            if progress:
+                progress(before + done, name)
+
+        wanted = as_json(arm)
+        if record["arms"].get(name, {}).get("settings") != wanted:
+            made = make(wanted, seeds, tell)
+            record["arms"][name] = {"settings": wanted} | made
+            write_record(kept, record)
+        tell(size(wanted))
+        before += size(wanted)
+    record["arms"] = {name: record["arms"][name] for name in arms}
+    write_record(path, record)
+    kept.unlink(missing_ok=True)
+    return record
 
 
 # %% Results as a table

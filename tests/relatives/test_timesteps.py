@@ -332,7 +332,8 @@ def test_a_killed_study_goes_on(tmp_path, monkeypatch):
         study.run(tmp_path / "x.json", [0])
     told = []
     study.run(tmp_path / "x.json", [0], progress=lambda *x: told.append(x))
-    assert made == ["a", "b", "b"] and told == [(4, "b")] and study.total(None) == 4
+    assert made == ["a", "b", "b"] and study.total(None) == 4
+    assert told == [(2, "a"), (4, "b"), (4, "b")]
     assert list(read_record(tmp_path / "x.json")["arms"]) == ["a", "b"]
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
