@@ -915,7 +915,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _find_own_modules()
         args = parser().parse_args(argv)
-        args.run(args)
+        with runs.terminable():
+            args.run(args)
         return 0
     except runs.Terminated:
         status, sentence = 143, _interrupted(args)

@@ -365,7 +365,7 @@ def curves(run: Any) -> dict[str, list]:
             "seed": seed,
             "seconds": point["seconds"],
             "updates": point["updates"],
-            "return": float(np.mean(point["returns"][i])),
+            "return": float(np.mean(np.array(point["returns"][i], float))),
             **{name: of[i] for name, of in point["metrics"].items()},
         }
         for point in record["curve"]

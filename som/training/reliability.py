@@ -365,8 +365,9 @@ def signals(trials: int, seed: int) -> Trials:
                 os.kill(process.pid, kind)
                 process.join(60)
             words = said.read_text()
-            held = process.exitcode == STATUS[kind] and "stopping:" in words
-            held = held and "goes on from it" in words
+            learned = "stopping:" in words and "goes on from it" in words
+            held = learned or "nothing was saved" in words
+            held = held and process.exitcode == STATUS[kind]
             _command(out)
             held = held and same_end(out, straight)
             last = f"status {process.exitcode}: {words.splitlines()[-1]}"

@@ -6,6 +6,7 @@ Exported by tools/export.py from book/training/runs.md; edit the chapter.
 __all__ = [
     "Terminated",
     "Stop",
+    "terminable",
     "interruptible",
     "InUse",
     "alone",
@@ -88,12 +89,32 @@ class Stop(threading.Event):
 
 
 @contextmanager
+def _handled(handle, *signals: int):
+    """Let a function handle signals; only a main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = [signal.signal(which, handle) for which in signals]
+    try:
+        yield
+    finally:
+        for which, old in zip(signals, previous, strict=True):
+            signal.signal(which, old)
+
+
+def terminable():
+    """A context in which SIGTERM raises Terminated, as Ctrl-C raises."""
+
+    def handle(signum, frame):
+        raise Terminated
+
+    return _handled(handle, signal.SIGTERM)
+
+
+@contextmanager
 def interruptible():
     """Yield a Stop that Ctrl-C or SIGTERM sets; a second stops at once."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
     def handle(signum, frame):
         if signum == signal.SIGTERM:
@@ -108,13 +129,8 @@ def interruptible():
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
-    signals = signal.SIGINT, signal.SIGTERM
-    previous = [signal.signal(which, handle) for which in signals]
-    try:
+    with _handled(handle, signal.SIGINT, signal.SIGTERM):
         yield stop
-    finally:
-        for which, old in zip(signals, previous, strict=True):
-            signal.signal(which, old)
 
 
 # %% One at a time

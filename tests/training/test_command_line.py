@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from som.agent.actor_critic import AGENTS
-from som.training import command_line, film
+from som.training import command_line, film, records
 from som.training.command_line import (
     ProgressLine,
     assignment,
@@ -436,6 +436,21 @@ def test_render_whole_episodes(run, tmp_path, capsys, renderer):
     assert main([*words, "--episodes", "2"]) == 0
     returns = capsys.readouterr().out.splitlines()[-1].partition(": ")[2]
     assert len(returns.split(", ")) == 2
+
+
+def test_sigterm_before_a_run_begins(tmp_path, capsys, monkeypatch):
+    words = command(*TRAIN, "--out", str(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_atomically", terminate)
+        assert main(words) == 143
+    assert "before the first checkpoint; nothing was saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert main(words) == 0
 
 
 def test_render_refuses_before_it_draws(run, capsys, monkeypatch):

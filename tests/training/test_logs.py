@@ -49,6 +49,8 @@ def test_curves_are_columns(straight):
     returns = [np.mean(p["returns"]) for p in straight.record["curve"]]
     assert columns["return"] == returns
     assert {len(column) for column in columns.values()} == {2}
+    lost = straight.record["curve"][0] | {"returns": [[None]]}  # null: not finite
+    assert np.isnan(som.curves(straight.record | {"curve": [lost]})["return"][0])
 
 
 def test_first_line_says_where_and_what_is_shortened():
