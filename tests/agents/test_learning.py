@@ -88,7 +88,7 @@ def test_brings_the_cart_to_rest(name):
 
 
 # They balance with less, too: three seeds of each return 190 to 290.
-LONGEST = "dpmd", "nclql", "qsm", "qvpo", "sdac"
+LONGEST = "dacer", "dipo", "dpmd", "mfp", "nclql", "qsm", "qvpo", "sdac"
 SMALL = {"width": 64, "batch_size": 64, "num_particles": 4, "num_samples": 8}
 
 
