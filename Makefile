@@ -37,7 +37,7 @@ check: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(QUICK)
 
 test: lint
-	$(BIN)/python -m pytest --nbmake -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --nbmake -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/python tools/export.py --check
