@@ -37,6 +37,7 @@ __all__ = [
     "settings_of_arms",
     "arms",
     "ImitationStudy",
+    "is_short",
 ]
 
 # %% Imports
@@ -970,7 +971,23 @@ class ImitationStudy:
         }  # fmt: skip
 
 
+def is_short(settings: dict[str, Any]) -> bool:
+    """Whether the short study has a method with these settings."""
+    return (
+        settings["method"] != "discounted ratio"
+        and settings.get("discount", 0.9) in (0.5, 0.9, 0.99)
+        and settings.get("union_weight", 0.2) in (0.05, 0.2)
+    )
+
+
 STUDIES["imitation"] = ImitationStudy(arms())
+STUDIES["imitation-short"] = ImitationStudy(
+    {
+        name: arm | {"steps": 10_000}
+        for name, arm in arms().items()
+        if is_short(arm["settings"])
+    }
+)
 STUDIES["imitation-more"] = ImitationStudy(
     {
         name: arm

@@ -355,6 +355,8 @@ def test_the_arms_are_all_there():
     assert not set(arms()) & set(imitation.STUDIES["imitation-more"].arms)
     assert len(imitation.STUDIES["imitation-more"].arms) == 3 * len(arms())
     assert imitation.STUDIES["imitation"].overnight
+    short = imitation.STUDIES["imitation-short"].arms
+    assert len(short) == 3 * (3 * 3 + 2 + 3) and set(short) <= set(arms())
 
 
 def test_a_study_keeps_what_it_has(tmp_path):
