@@ -79,9 +79,8 @@ def test_metrics_are_finite_scalars_and_the_step_counts(name):
         assert isinstance(key, str) and np.shape(value) == () and np.isfinite(value)
 
 
-@pytest.mark.parametrize("name", ["som", "sac", "ppo"])
+@pytest.mark.parametrize("name", NAMES)
 def test_jit_changes_nothing(name):
-    """One operation after the other takes long: three agents for all."""
     agent = make(name)
     state, batch = agent.init(KEY), batch_for(agent)
     with jax.disable_jit():
