@@ -72,6 +72,7 @@ class SOMConfig(ActorCriticConfig):
     policy_batch: int | None = None  # states per policy step; None: all
     rows_per_state: int = 1  # rows of the policy step at each state
     residual: bool = False  # the policy's output has its input added
+    climb: float = 0.0  # c: weight of Q at the jump's end in the loss
 
     def __post_init__(self):
         super().__post_init__()
@@ -201,6 +202,9 @@ def policy_loss(
 ):
     """Equation (7): mean squared distance from the target, over the batch.
 
+    With `climb`, minus Q at the ends of fresh jumps, Equation
+    (eq-som-climb) of the chapter.
+
     Args:
         policy: parameters of u_theta.
         critic: parameters of Q_phi, constants here.
@@ -215,7 +219,9 @@ def policy_loss(
     batch = jax.tree.map(lambda x: x[: config.policy_batch], batch)
     each = config.rows_per_state
     num = each * len(batch.observation)
-    k_time, k_noise, k_prior, k_spread, k_row = jax.random.split(key, 5)
+    k_time, k_noise, k_prior, k_spread, k_row, k_climb = jax.random.split(
+        key, 6
+    )
     r, t = times(agent, k_time, num)
     a_t = jax.vmap(agent.sde.perturb)(
         jax.random.split(k_noise, num), jnp.tile(batch.action, (each, 1)), t
@@ -245,7 +251,12 @@ def policy_loss(
 
     rows = jax.tree.map(by_state, (a_t, r, t))
     keys = jax.random.split(k_row, num // each)
-    return jnp.mean(jax.vmap(one)(batch.observation, rows, keys))
+    loss = jnp.mean(jax.vmap(one)(batch.observation, rows, keys))
+    if config.climb == 0:
+        return loss
+    jumps = candidates(agent, policy, batch.observation, k_climb, 1)
+    height = jnp.mean(q_value(agent, critic, batch.observation, jumps))
+    return loss - config.climb * height / spread
 
 
 # %% The agent

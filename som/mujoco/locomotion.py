@@ -43,6 +43,7 @@ from matplotlib.figure import Figure
 from som.training import sweep
 from som.training.command_line import STUDIES
 from som.training.environments import TASKS
+from som.training.loop import completed
 from som.training.records import (
     Table,
     curve_arrays,
@@ -265,7 +266,10 @@ class NineTasks:
         whole = long_runs(self.folder, each, steps)
         rows = read_record(path)["runs"] if path.exists() else []
         known = [run.job.config for run in whole]
-        rows = [row for row in rows if row["config"] in known]
+        rows = [
+            row | {"config": config} for row in rows
+            if (config := completed(row["config"])) in known
+        ]  # fmt: skip
         have = [row["config"] for row in rows]
         asked = {FIRST_SEED + seed for seed in seeds}
         todo = [
