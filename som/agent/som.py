@@ -311,7 +311,7 @@ LAPTOP = SOMConfig(
     residual=True,
     inverse_temperature=40.0,
 )
-EFFICIENT = replace(LAPTOP, **SAMPLE_EFFICIENT, target_particles=4)
+EFFICIENT = replace(LAPTOP, **SAMPLE_EFFICIENT, target_particles=4, climb=1.0)
 NORMALIZED_LOOPS: dict[str, dict[str, Any]] = {
     name: EFFICIENT_LOOPS.get(name, {}) | {"normalize_observations": True}
     for name in ("laptop", "sample-efficient")

@@ -203,8 +203,8 @@ def trace(
 
 
 TRACES: dict[str, dict[str, Any]] = {
-    "the profile": {},
-    "inverse temperature 40": {"inverse_temperature": 40.0},
+    "the profile": {"climb": 0.0},
+    "inverse temperature 40": {"inverse_temperature": 40.0, "climb": 0.0},
 }
 
 

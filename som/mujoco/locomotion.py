@@ -94,7 +94,7 @@ class Group(NamedTuple):
 SOM = {"algo": "som", "profile": "sample-efficient"}
 BEFORE = {
     "residual": False, "inverse_temperature": 10.0, "target_particles": 1,
-    "normalize_observations": False,
+    "normalize_observations": False, "climb": 0.0,
 }  # fmt: skip
 LAPTOP = {"algo": "som", "profile": "laptop"}
 PRINTED = {
@@ -122,6 +122,9 @@ GROUPS = {
         3,
     ),
     "before": Group(tuple(TASKS), {"SOM before": SOM | BEFORE}, 100_000, 1),
+    "flow alone": Group(
+        tuple(TASKS), {"flow alone": SOM | {"climb": 0.0}}, 100_000, 2
+    ),
     "laptop": Group(
         (*THREE, "InvertedDoublePendulum-v4", "Humanoid-v4"),
         {"laptop": LAPTOP},

@@ -32,7 +32,7 @@ TINY = SOMConfig(width=8, depth=1, batch_size=4, num_samples=4, num_particles=3)
         {"estimator": "idem", "clip_guesses": True, "q_scale": "batch"},
         {"estimator": "box", "target": "semigroup", "rescale": 4.0},
         {"batch_norm": True, "target_particles": 1, "policy_batch": 2},
-        {"batch_norm": True, "lagging_critic": False},
+        {"batch_norm": True, "lagging_critic": False, "climb": 1.0},
         {"estimator": "shared", "rows_per_state": 2, "policy_batch": 2},
         {"sde": "ve", "noise_range": (0.05, 1.0), "ema_policy": True},
     ],
