@@ -11,12 +11,13 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".jax_cache")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Most tests and chapters compile for longer than they compute. At LLVM's first level
-# they compile in two thirds of the time what then runs as fast.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-# Tests, and processes that they start, are optimised still less; chapters are not.
-HASTE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
-os.environ.setdefault(HASTE, "1")
+# Most tests and chapters compile for longer than they compute. At LLVM's first level,
+# and without the emitters of fused loops, they compile in half the time what then runs
+# a little slower. At level 0 XLA's code without these emitters gives wrong numbers.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false",
+)
 
 
 def pytest_configure(config):
@@ -28,27 +29,12 @@ def pytest_configure(config):
 
     class KeptRun(pytest_items.NotebookRun):
         def execute(self):
-            with pytest.MonkeyPatch.context() as patch:
-                patch.delenv(HASTE, raising=False)
-                result = super().execute()
+            result = super().execute()
             if result.error is None:
                 executed.keep(self.filename, result.nb)
             return result
 
     pytest_items.NotebookRun = KeptRun
-
-
-@pytest.fixture(autouse=True)
-def optimise(request):
-    """A test that is marked so learns for long enough to pay for optimisation."""
-    jax = sys.modules.get("jax")
-    if jax is None or not request.node.get_closest_marker("optimised"):
-        yield
-        return
-    name, before = HASTE.lower(), jax.config.read(HASTE.lower())
-    jax.config.update(name, False)
-    yield
-    jax.config.update(name, before)
 
 
 @pytest.fixture(autouse=True, scope="module")

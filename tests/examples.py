@@ -2,6 +2,7 @@
 
 import multiprocessing
 from dataclasses import dataclass, fields
+from functools import partial
 
 import flax.linen as nn
 import gymnasium as gym
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from som import AGENTS
+from som import AGENTS, make_agent
 from som.agent.actor_critic import ActorCritic, ActorCriticConfig, q_value
 from som.agent.critic import Transition
 
@@ -99,6 +100,23 @@ def own(name, settings):
 
 def tiny(name, **changes):
     return own(name, TINY | changes)
+
+
+def make(name, **changes):
+    """An agent of three observations and two actions."""
+    return make_agent(name, 3, 2, **tiny(name, **changes))
+
+
+def batch_for(agent):
+    """Experience in the shape that the agent's update takes."""
+    if not agent.on_policy:
+        return transitions(8)
+    return jax.tree.map(lambda x: x.reshape(4, 3, *x.shape[1:]), transitions(12))
+
+
+@partial(jax.jit, static_argnums=0)
+def update(agent, state, batch, key):
+    return agent.update(state, batch, key)
 
 
 def assert_same(a, b, **tolerance):

@@ -27,6 +27,8 @@ def _update_elsewhere(agent: Any, inputs: Any) -> Any:
     options: dict[str, str | bool] = {}
     if jax.default_backend() == "cpu":
         options["xla_disable_hlo_passes"] = "fusion"
+        # Without these a running sum that is not fused comes out wrong.
+        options["xla_cpu_use_fusion_emitters"] = True
     return lowered.compile(options)(*inputs)
 
 

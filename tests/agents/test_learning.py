@@ -1,4 +1,4 @@
-"""Every agent of som.AGENTS learns: a hill, a cart, a pendulum."""
+"""Every agent of som.AGENTS learns: to climb a hill, and a cart."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from examples import NAMES, OFF_POLICY, ON_POLICY, TINY, own
 
-from som import AGENTS, make_agent, train
+from som import make_agent, train
 from som.agent.actor_critic import candidates
 from som.agent.critic import Transition
 
@@ -78,36 +78,9 @@ def test_climbs_the_hill_by_its_own_actions(name):
     assert distance.mean() < 0.3  # uniform: 0.83
 
 
-@pytest.mark.optimised
 @pytest.mark.parametrize("name", ON_POLICY)
 def test_brings_the_cart_to_rest(name):
     options = {"width": 32, "depth": 2, "warmup": 0, "chunk_steps": 500}
     run = train(name, "Cart-v0", 15_000, evaluations=1, episodes=50, **options)
     idle = -6.0  # mean return of an idle cart, within 1
     assert np.mean(run.record["curve"][-1]["returns"]) > idle / 3
-
-
-# They balance with less, too: three seeds of each return 140 to 300.
-LONGEST = "dipo", "dpmd", "mfp", "nclql", "qsm", "qvpo", "sdac"
-SMALL = {"width": 64, "batch_size": 64, "num_particles": 4, "num_samples": 8}
-
-
-@pytest.mark.optimised
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "lql"])
-def test_balances_the_double_pendulum_for_longer(name):
-    early = {} if AGENTS[name].on_policy else {"warmup": 1_000}
-    small = own(name, SMALL) if name in LONGEST else {}
-    options = {"evaluations": 1, "episodes": 10, **early, **small}
-    run = train(name, "InvertedDoublePendulum-v4", 4_000, **options)
-    uniform = 57.5  # mean return of uniform actions over 1579 episodes
-    assert np.mean(run.record["curve"][-1]["returns"]) > 2 * uniform
-
-
-@pytest.mark.optimised
-def test_lql_learns_not_to_swing_the_reacher():
-    # Its temperature is for flat landscapes, see the chapter: it cannot
-    # balance, and here it comes as far as an arm at rest (-11.8).
-    options = {"evaluations": 1, "episodes": 10, "warmup": 1_000}
-    run = train("lql", "Reacher-v4", 4_000, **options)
-    uniform = -42.9  # mean return of uniform actions over 1000 episodes
-    assert np.mean(run.record["curve"][-1]["returns"]) > uniform / 2

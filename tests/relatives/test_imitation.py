@@ -223,7 +223,6 @@ def test_every_method_moves_what_it_uses(demo, method):
     assert all(np.isfinite(v) for v in metrics.values())
 
 
-@pytest.mark.optimised
 def test_cloning_learns_a_linear_expert():
     rng = np.random.default_rng(0)
     s = rng.normal(size=(401, 3)).astype(np.float32)

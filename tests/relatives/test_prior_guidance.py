@@ -239,7 +239,6 @@ def test_nothing_is_differentiated_in_planner_and_critic():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
-@pytest.mark.optimised
 def test_a_linear_worth_is_learned_and_a_warm_prior_stays():
     """With g the identity and J = b z the best prior is N(b / Theta, I)."""
     b = jnp.array([0.5, -0.25])
@@ -255,7 +254,6 @@ def test_a_linear_worth_is_learned_and_a_warm_prior_stays():
     np.testing.assert_allclose(z, 0.0, atol=0.12)
 
 
-@pytest.mark.optimised
 def test_each_state_has_its_own_prior():
     guidance = PriorGuidance(1, observation_size=1, steps=400, width=32)
 
