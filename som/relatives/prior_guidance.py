@@ -50,7 +50,7 @@ from jaxtyping import Array, Float
 from som.agent.critic import polyak
 from som.agent.networks import MLP
 from som.theory.boltzmann import GaussianMixture, eight_gaussians
-from som.theory.sde import SDE, VP
+from som.theory.sde import SDE
 
 
 # %% Recordings in the plane

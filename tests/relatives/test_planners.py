@@ -1,9 +1,9 @@
 """Planners in one step, and the study of priors and guidance."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from relatives.test_prior_guidance import GAUSSIAN, KEY, MU, SDE, S, Z
 
 from som.relatives import planners
 from som.relatives.planners import (
@@ -15,16 +15,9 @@ from som.relatives.planners import (
     plane_planner,
 )
 from som.relatives.prior_guidance import MEASURES, VALUES, Hills, exact_noise
-from som.theory.boltzmann import GaussianMixture
 from som.theory.sde import VP
 from som.training.command_line import STUDIES
 from som.training.records import read_record
-
-KEY = jax.random.PRNGKey(0)
-SDE = VP(0.1, 20.0)
-MU, S = jnp.array([0.4, -0.2]), 0.25
-GAUSSIAN = GaussianMixture(MU[None], jnp.ones(1), S)
-Z = jax.random.normal(KEY, (64, 2))
 
 
 @pytest.mark.parametrize("sde", [SDE, VP(2.0, 2.0)])
