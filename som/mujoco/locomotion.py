@@ -119,7 +119,7 @@ GROUPS = {
         tuple(TASKS),
         {"SOM": SOM, "SAC": SOM | {"algo": "sac", "num_particles": 16}},
         100_000,
-        3,
+        4,
     ),
     "before": Group(tuple(TASKS), {"SOM before": SOM | BEFORE}, 100_000, 1),
     "flow alone": Group(
@@ -235,7 +235,7 @@ class NineTasks:
     """
 
     folder: str = "runs/nine-tasks"
-    most_seeds: int = 3
+    most_seeds: int = 4
     overnight: bool = True
 
     @property
