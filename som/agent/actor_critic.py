@@ -45,7 +45,7 @@ from som.agent.critic import (
     td_target,
     update_bound,
 )
-from som.agent.networks import Critic
+from som.agent.networks import Critic, smoothed
 from som.agent.temperature import temperature_loss
 
 
@@ -89,6 +89,12 @@ class ActorCriticConfig:
     initial_alpha: float = 5.0  # where the temperature starts
     policy_delay: int = 2  # updates per step of policy and targets
     ema_policy: bool = True  # act with the lagging copy of the policy
+    bins: int = 0  # of a categorical critic; 0: none
+    scaled_rewards: bool = False  # so that returns fit into [-5, 5]
+    n_step: int = 1  # rewards before the Bellman target's value
+    newest: int = 0  # rows of each batch that are the latest
+    twin_mean: bool = False  # instead of the smaller twin
+    unit_weights: bool = False  # critics' hidden columns have length one
 
     def __post_init__(self):
         at_least_one(
@@ -158,7 +164,8 @@ def q_value(
     agent: "ActorCritic", critic, observation, action
 ) -> Float[Array, "..."]:
     """The smaller of the twins' means."""
-    return jnp.min(agent.critic_net.apply(critic, observation, action)[0], -1)
+    both = agent.critic_net.apply(critic, observation, action)[0]
+    return (jnp.mean if agent.config.twin_mean else jnp.min)(both, -1)
 
 
 def best_of_n(
@@ -186,6 +193,20 @@ def add_noise(
     )
 
 
+def unit_columns(params, depth):
+    (name, net), = params.items()
+    net = dict(net)
+    groups = [["Dense_0", "Dense_1"]]
+    groups += [[f"Dense_{i}"] for i in range(2, depth + 1)]
+    for group in groups:
+        length = jnp.sqrt(
+            sum(jnp.sum(net[k]["kernel"] ** 2, -2, keepdims=True) for k in group)
+        )
+        for k in group:
+            net[k] = net[k] | {"kernel": net[k]["kernel"] / length}
+    return {name: net}
+
+
 # %% The critic's step
 def critic_step(agent: "ActorCritic", state, batch: Transition, key):
     """One Adam step of the twin critics towards the best-of-N target."""
@@ -204,11 +225,24 @@ def critic_step(agent: "ActorCritic", state, batch: Transition, key):
         (mean, std), (next_mean, next_std), stats = agent.both_values(
             critic, state.target_critic, now, after
         )
+        next_mean = next_mean - cost[:, None]
+        if config.twin_mean:
+            next_mean = jnp.broadcast_to(
+                jnp.mean(next_mean, -1, keepdims=True), next_mean.shape
+            )
+        if config.bins:
+            aim = config.reward_scale * batch.reward[:, None]
+            aim += (config.discount * (1 - batch.terminated))[
+                :, None
+            ] * jnp.min(next_mean, -1, keepdims=True)
+            mass = jax.lax.stop_gradient(smoothed(aim, config.bins))
+            value = -jnp.sum(jnp.mean(jnp.sum(mass * std, 1), 0))
+            return value, (stats, state.bound, mean, jnp.zeros_like(mean))
         target = td_target(
             k_target,
             config.reward_scale * batch.reward,
             config.discount * (1 - batch.terminated),
-            next_mean - cost[:, None],
+            next_mean,
             next_std,
         )
         bound = update_bound(state.bound, std, config.tau, state.step == 0)
@@ -339,6 +373,8 @@ class ActorCritic:
         adam = optax.adam(config.critic_lr, config.critic_momentum)
         updates, opt = adam.update(grads, opt)
         params = optax.apply_updates(critic["params"], updates)
+        if config.unit_weights:
+            params = unit_columns(params, config.depth)
         return critic | {"params": params}, opt
 
     def revise(self, state, batch: Transition) -> Transition:
@@ -363,7 +399,8 @@ class ActorCritic:
         """The network Q_phi(s, a), a `Critic`."""
         config = self.config
         return Critic(
-            config.width, config.depth, config.activation, config.batch_norm
+            config.width, config.depth, config.activation, config.batch_norm,
+            bins=config.bins,
         )
 
     def init(self, key) -> ActorCriticState:

@@ -202,6 +202,24 @@ def twice(module: type[nn.Module], in_axes: Any = None) -> Any:
     )
 
 
+LIMIT = 5.0
+
+
+def middles(bins):
+    edges = jnp.linspace(-LIMIT, LIMIT, bins + 1)
+    return (edges[1:] + edges[:-1]) / 2
+
+
+def smoothed(value, bins):
+    """HL-Gauss: [B, 1] to the masses of a Gaussian in the bins, [B, bins, 1]."""
+    edges = jnp.linspace(-LIMIT, LIMIT, bins + 1)
+    sigma = 0.75 * 2 * LIMIT / bins
+    value = jnp.clip(value, -LIMIT, LIMIT)
+    below = jax.scipy.special.erf((edges - value) / (2**0.5 * sigma))
+    mass = jnp.diff(below, axis=-1) / (below[:, -1:] - below[:, :1])
+    return mass[..., None]
+
+
 class Critic(nn.Module):
     """Twin distributional critics: mean and std of the return, [..., 2] each.
 
@@ -221,6 +239,7 @@ class Critic(nn.Module):
     activation: str = "gelu"
     batch_norm: bool = False
     training: bool = False
+    bins: int = 0  # categorical head on [-LIMIT, LIMIT]
 
     @nn.compact
     def __call__(
@@ -231,10 +250,13 @@ class Critic(nn.Module):
         mlp = twice(MLP)(
             self.width,
             self.depth,
-            2,
+            self.bins or 2,
             self.activation,
             self.batch_norm,
             self.training,
         )
+        if self.bins:
+            log_p = jax.nn.log_softmax(mlp(observation, action), -2)
+            return jnp.einsum("...bt,b->...t", jnp.exp(log_p), middles(self.bins)), log_p
         mean, raw = jnp.moveaxis(mlp(observation, action), -2, 0)
         return mean, nn.softplus(raw)

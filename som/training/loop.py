@@ -316,7 +316,9 @@ def fold(keys, i):
 
 # %% Learning: many updates in one dispatch
 @partial(jax.jit, static_argnames=("agent", "updates"), donate_argnums=2)
-def learn(agent, state, buffer, rows, keys, updates: int, scale=None):
+def learn(
+    agent, state, buffer, rows, keys, updates: int, scale=None, unit=None
+):
     """Add fresh rows, then make many updates, in one dispatch.
 
     Args:
@@ -334,11 +336,20 @@ def learn(agent, state, buffer, rows, keys, updates: int, scale=None):
     buffer = jax.vmap(replay.add)(buffer, rows)
     axes = seed_axes(state)
 
-    def one(state, buffer, key, scale):
+    config, fresh = agent.config, rows.shape[1]
+
+    def one(state, buffer, key, scale, i, unit):
         k_draw, k_update = jax.random.split(key)
         places = replay.draw(buffer, k_draw, agent.config.batch_size)
+        if config.newest:
+            end = buffer.added - fresh + (i + 1) * fresh // updates
+            last = end - 1 - jnp.arange(config.newest)
+            places = places.at[: config.newest].set(last % len(buffer.rows))
         drawn, kept = buffer.rows[places], agent.rewrites
         batch = replay.unpack(drawn, agent.action_size, kept)
+        batch = several(agent, buffer.rows, places, batch)
+        if config.scaled_rewards:
+            batch = batch._replace(reward=batch.reward / unit)
         batch = agent.revise(state, _shown(batch, scale))
         if kept:
             width = agent.action_size
@@ -348,9 +359,9 @@ def learn(agent, state, buffer, rows, keys, updates: int, scale=None):
         return state, buffer, metrics
 
     def body(carry, i):
-        every = jax.vmap(one, (axes, 0, 0, 0), (axes, 0, 0))
+        every = jax.vmap(one, (axes, 0, 0, 0, None, 0), (axes, 0, 0))
         state, buffer, metrics = every(
-            carry[0], carry[1], fold(keys, i), scale
+            carry[0], carry[1], fold(keys, i), scale, i, unit
         )
         return (state, buffer), metrics
 
@@ -358,6 +369,27 @@ def learn(agent, state, buffer, rows, keys, updates: int, scale=None):
         body, (state, buffer), jnp.arange(updates)
     )
     return state, buffer, jax.tree.map(partial(jnp.mean, axis=0), metrics)
+
+
+def several(agent, rows, places, batch):
+    gamma, n = agent.config.discount, agent.config.n_step
+    total, ended, after = batch.reward, batch.terminated, batch.next_observation
+    power, alive = jnp.full_like(total, gamma), ended == 0
+    for k in range(1, n):
+        row = rows[(places + k) % len(rows)]
+        step = replay.unpack(row, agent.action_size)
+        alive &= jnp.all(step.observation == after, -1)
+        total = jnp.where(alive, total + power * step.reward, total)
+        after = jnp.where(alive[:, None], step.next_observation, after)
+        ended = jnp.where(alive, step.terminated, ended)
+        power = jnp.where(alive, power * gamma, power)
+        alive &= ended == 0
+    if n == 1:
+        return batch
+    return batch._replace(
+        reward=total, terminated=1 - power / gamma * (1 - ended),
+        next_observation=after,
+    )
 
 
 def _shown(batch: Transition, scale: Scale | None) -> Transition:
@@ -473,6 +505,9 @@ class Trainer:
         if self.loop.normalize_observations:
             self.seen = nothing_seen(len(self.seeds), sizes[0])
         self.ends: Any = None  # see collect
+        shape = len(self.seeds), self.loop.num_envs
+        self.running = np.zeros(shape)  # discounted rewards
+        self.moments = np.zeros((4, len(self.seeds)))  # n, sum, squares, top
         self.rescued: Any = None  # the buffers, when collect fails
         self.slices: list[
             dict[str, Any]
@@ -592,6 +627,14 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
         steps = zip(*(env.step(a) for env, a in pairs), strict=True)
         step = environments.Step(*map(np.stack, steps))
         last, trainer.observation = trainer.observation, step.observation
+        trainer.running *= trainer.agent.config.discount
+        trainer.running += step.reward
+        x, m = trainer.running, trainer.moments
+        m[0] += x.shape[1]
+        m[1] += x.sum(1)
+        m[2] += (x**2).sum(1)
+        m[3] = np.maximum(m[3], np.abs(x).max(1))
+        trainer.running[~np.isnan(step.episode_return)] = 0
         ends.append((step.episode_return, step.episode_length))
         moves.append(
             (
@@ -616,6 +659,13 @@ def collect(trainer: Trainer, state, keys=None) -> np.ndarray:
         end = trainer.steps + rows[0].size // rows.shape[-1]
         raise FloatingPointError(f"experience is not finite at step {end}")
     return rows.reshape(trainer.rows.shape)
+
+
+def unit_of(trainer):
+    n, total, squares, top = trainer.moments
+    n = np.maximum(n, 1)
+    std = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
+    return np.float32(np.maximum(np.maximum(std, top / 5), 1e-6))
 
 
 @partial(jax.jit, static_argnames="num")
@@ -660,6 +710,7 @@ def run_chunk(trainer: Trainer, buffer):
             trainer.key(LEARN, trainer.chunk),
             trainer.loop.updates,
             trainer.scale,
+            unit_of(trainer),
         )
     elif trainer.chunk:
         buffer = store(buffer, trainer.rows)
