@@ -20,7 +20,7 @@ from training.test_logs import read_events
 ROOT = Path(__file__).resolve().parents[1]
 SOM = Path(sys.executable).parent / "som"
 SETTINGS = {
-    "width": 32, "depth": 2, "batch_size": 32, "num_samples": 4, "num_particles": 4,
+    "width": 32, "depth": 1, "batch_size": 32, "num_samples": 4, "num_particles": 4,
     "actor_lr": 2e-3, "critic_lr": 2e-3, "warmup": 200, "capacity": 40_000,
     "chunk_steps": 100, "evaluations": 2, "episodes": 3,
 }  # fmt: skip

@@ -53,7 +53,7 @@ def compile_seconds(agent: Any) -> float:
         agent: an off-policy agent.
     """
     key = jax.random.PRNGKey(0)
-    state, batch = jax.jit(agent.init)(key), random_batch(agent, key)
+    state, batch = agent.init(key), random_batch(agent, key)
 
     def update(state, batch, key):
         return agent.update(state, agent.revise(state, batch), key)

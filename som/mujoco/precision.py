@@ -49,7 +49,7 @@ def parity(**overrides: Any) -> dict[str, float]:
     with jax.default_matmul_precision("highest"):
         with jax.default_device(host):
             state, update = (
-                jax.jit(agent.init)(keys[0]),
+                agent.init(keys[0]),
                 jax.jit(agent.update),
             )
             for key in keys[1:]:

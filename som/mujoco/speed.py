@@ -56,7 +56,7 @@ def parts(repeats: int, **overrides: Any) -> dict[str, float]:
     """
     agent = make_agent("som", 17, 6, "paper", **overrides)
     key = jax.random.PRNGKey(0)
-    state, batch = jax.jit(agent.init)(key), random_batch(agent, key)
+    state, batch = agent.init(key), random_batch(agent, key)
     best = jax.jit(partial(best_of_n, agent))
     networks = state.policy, state.critic
     inputs = state, batch, key
@@ -173,7 +173,7 @@ def update_times(
     key = jax.random.PRNGKey(0)
     for kind, chunk in {"plain": {"chunk": 0}, "chunked": {}}.items():
         agent = make_agent("som", 17, 6, profile, **{**overrides, **chunk})
-        state, batch = jax.jit(agent.init)(key), random_batch(agent, key)
+        state, batch = agent.init(key), random_batch(agent, key)
         lowered = jax.jit(agent.update).lower(state, batch, key)
         compiled: Any = lowered.compile()
         quiet = state._replace(step=state.step + 1)

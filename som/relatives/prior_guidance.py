@@ -491,20 +491,21 @@ def fit_prior(
     if not (thetas > 0).all():
         raise ValueError(f"temperatures are {temperatures}; all must be > 0")
 
-    def one(theta, key):
-        k_init, key = jax.random.split(key)
-
+    def one(theta, begin, key):
         def step(state, key):
             k_state, key = jax.random.split(key)
             s = observe(k_state, batch)
             return guidance.update(state, s, worth, theta, key), None
 
         keys = jax.random.split(key, guidance.steps)
-        return jax.lax.scan(step, guidance.init(k_init), keys)[0]
+        return jax.lax.scan(step, begin, keys)[0]
 
     keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
-    all_seeds = jax.vmap(one, (None, 0))
-    return jax.jit(jax.vmap(all_seeds, (0, None)))(thetas, keys)
+    k_init, keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    begin = jax.vmap(guidance.init)(k_init)
+    all_seeds = jax.vmap(one, (None, 0, 0))
+    every = jax.jit(jax.vmap(all_seeds, (0, None, None)))
+    return every(thetas, begin, keys)
 
 
 def member(tree: Any, *index: int) -> Any:

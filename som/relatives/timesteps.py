@@ -643,7 +643,7 @@ def fit_times(
             f"{EVERY} for each of {looks} looks"
         )
     keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
-    states = jax.jit(jax.vmap(partial(start, task, rule)))(keys)
+    states = jax.vmap(partial(start, task, rule))(keys)
     updates, errors, density, spent = [], [], [], 0.0
     early: Any = None
     for look in range(looks):

@@ -225,9 +225,9 @@ def check_reward(reward: Reward, num: int = 1000) -> None:
 CHUNK = 500  # updates between two looks at the metrics
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 6))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def advance(agent, reward, noise, share, state, keys, updates: int):
-    """Updates of every seed, and the last metrics."""
+    """Updates of every seed, and the last metrics; one program for all."""
     axes = seed_axes(state)
 
     def one(state, key):
@@ -236,12 +236,13 @@ def advance(agent, reward, noise, share, state, keys, updates: int):
         batch = agent.revise(state, batch)
         return agent.update(state, batch, k_update)
 
-    def body(state, _):
+    def every(state):
         each = jax.vmap(lambda key: jax.random.fold_in(key, state.step))
         return jax.vmap(one, (axes, 0), (axes, 0))(state, each(keys))
 
-    state, metrics = jax.lax.scan(body, state, None, updates)
-    return state, jax.tree.map(lambda x: x[-1], metrics)
+    none = jax.tree.map(jnp.zeros_like, jax.eval_shape(every, state)[1])
+    body = lambda _, carry: every(carry[0])
+    return jax.lax.fori_loop(0, updates, body, (state, none))
 
 
 def fit_seeds(
@@ -296,7 +297,7 @@ def fit_seeds(
     agent = make_agent(algo, 1, 2, profile, **settings)
     if known:
         agent = with_known_critic(agent, reward)
-    state = jax.jit(jax.vmap(agent.init))(keys)
+    state = jax.vmap(agent.init)(keys)
     state = state._replace(step=state.step[0])
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
     done = 0

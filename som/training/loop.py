@@ -705,18 +705,13 @@ def check_finite(trainer: Trainer, metrics: dict[str, np.ndarray]) -> None:
     Raises:
         FloatingPointError: a metric or a parameter is not finite.
     """
-    sound = {**metrics, "a parameter": np.asarray(_all_finite(trainer.state))}
-    for name, value in sound.items():
-        for seed, number in zip(trainer.seeds, value, strict=True):
-            if not np.isfinite(number):
+    state = jax.device_get(trainer.state._replace(step=()))
+    for name, tree in {**metrics, "a parameter": state}.items():
+        for i, seed in enumerate(trainer.seeds):
+            if not all(
+                np.isfinite(x[i]).all() for x in jax.tree.leaves(tree)
+            ):
                 raise FloatingPointError(
                     f"training diverged: {name} of seed {seed} is not "
                     f"finite at step {trainer.steps}"
                 )
-
-
-@jax.jit
-def _all_finite(state):
-    """Zero for each seed whose state is finite, else NaN, [S]."""
-    leaves = jax.tree.leaves(state._replace(step=()))
-    return sum(jnp.sum(0 * x.reshape(len(x), -1), 1) for x in leaves)

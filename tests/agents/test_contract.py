@@ -1,7 +1,5 @@
 """What every agent of som.AGENTS must do, whatever it learns inside."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,7 @@ KEY = jax.random.PRNGKey(0)
 
 
 def learn(agent, updates, key=KEY):
-    state = jax.jit(agent.init)(key)
+    state = agent.init(key)
     metrics = {}
     for i in range(updates):
         key = jax.random.PRNGKey(i)
@@ -31,7 +29,7 @@ def test_actions_have_their_shape_and_stay_in_the_box(name):
     for shape in ((3,), (7, 3)):
         s = 3 * jax.random.normal(KEY, shape)
         for explore in (False, True):
-            action = jax.jit(partial(agent.act, explore=explore))(state, s, KEY)
+            action = agent.act(state, s, KEY, explore=explore)
             assert action.shape == (*shape[:-1], 2)
             assert np.all(np.isfinite(action))
             # PPO's density is that of the sample before the environment clips it.
@@ -56,7 +54,7 @@ def test_metrics_are_finite_scalars_and_the_step_counts(name):
     state, metrics = learn(agent, 2)
     assert int(state.step) == 2 and metrics
     if getattr(agent.config, "noise_scale", 0):  # alpha_delay is 2
-        assert state.log_alpha != jax.jit(agent.init)(KEY).log_alpha
+        assert state.log_alpha != agent.init(KEY).log_alpha
     for key, value in metrics.items():
         assert isinstance(key, str) and np.shape(value) == () and np.isfinite(value)
 

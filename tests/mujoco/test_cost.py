@@ -74,7 +74,7 @@ def test_floors_are_means_over_a_cycle():
 
 def test_traffic_counts_the_state_twice():
     agent = with_config(**TINY)
-    state = jax.jit(agent.init)(jax.random.PRNGKey(0))
+    state = agent.init(jax.random.PRNGKey(0))
     assert traffic(agent)["state"] == 2 * sum(x.nbytes for x in jax.tree.leaves(state))
 
 

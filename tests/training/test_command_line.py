@@ -33,7 +33,7 @@ from som.training.records import read_metadata, read_record
 
 TASK = "InvertedDoublePendulum-v4"
 TINY = [
-    "width=8", "depth=2", "batch_size=8", "num_samples=4", "num_particles=2", "chunk=0",
+    "width=8", "depth=1", "batch_size=8", "num_samples=4", "num_particles=2", "chunk=0",
     "warmup=100", "capacity=2000", "chunk_steps=50", "evaluations=2", "episodes=2",
     "updates_per_step=0.04",
 ]  # fmt: skip

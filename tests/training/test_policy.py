@@ -194,7 +194,7 @@ STATES = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 def som():
     """A policy that has learned nothing, in a box of its own."""
     agent = make_agent("som", 3, 2, width=8, depth=1, reward_scale=0.5)
-    state = jax.jit(agent.init)(jax.random.PRNGKey(0))
+    state = agent.init(jax.random.PRNGKey(0))
     state = jax.tree.map(lambda x: x[None], state)._replace(step=state.step)
     return Policy(agent, state, "Made-v0", [-1.0, 0.0], [3.0, 0.5])
 
@@ -274,7 +274,7 @@ def test_candidates_and_q_refuse(som):
     with pytest.raises(ValueError, match="observation holds NaN"):
         som.q(np.full(3, np.nan), np.zeros(2))
     agent = make_agent("ppo", 3, 2, width=8, depth=1)
-    state = jax.jit(agent.init)(jax.random.PRNGKey(0))
+    state = agent.init(jax.random.PRNGKey(0))
     state = jax.tree.map(lambda x: x[None], state)._replace(step=state.step)
     ppo = Policy(agent, state, "Made-v0", [-1.0, 0.0], [3.0, 0.5])
     for ask in (

@@ -30,16 +30,16 @@ from som.training.sweep import (
 
 TASK = "InvertedDoublePendulum-v4"
 TINY = {
-    "width": 8, "depth": 2, "batch_size": 8, "num_samples": 4, "num_particles": 2,
+    "width": 8, "depth": 1, "batch_size": 8, "num_particles": 2,
     "warmup": 100, "capacity": 2000, "chunk_steps": 50, "evaluations": 2,
     "episodes": 2, "updates_per_step": 0.04,
 }  # fmt: skip
 STEPS = 600
-WORDS = ["sweep", "--algos", "som", "--envs", TASK, "--steps", str(STEPS)]
+WORDS = ["sweep", "--algos", "sac", "--envs", TASK, "--steps", str(STEPS)]
 WORDS += [w for k, v in TINY.items() for w in ("--set", f"{k}={v}")]
 
 
-def tiny(out, seeds=(0, 1), algos=("som",), **changes):
+def tiny(out, seeds=(0, 1), algos=("sac",), **changes):
     return plan(algos, [TASK], seeds, out, **{"steps": STEPS, **TINY, **changes})
 
 
@@ -136,9 +136,9 @@ def test_a_folder_with_another_run_is_refused(serial, tmp_path):
 
 def test_serial_runs_are_those_of_train(serial, tmp_path):
     jobs, told = serial
-    run = runs.train("som", TASK, STEPS, (1,), out=tmp_path / "alone", **TINY)
+    run = runs.train("sac", TASK, STEPS, (1,), out=tmp_path / "alone", **TINY)
     assert_same(jobs[1], sweep.Job(run.out, {}))
-    assert told[-1] == (2 * STEPS, f"run 2 of 2, som {TASK} 1")
+    assert told[-1] == (2 * STEPS, f"run 2 of 2, sac {TASK} 1")
     assert [steps for steps, _ in told] == sorted(steps for steps, _ in told)
 
 
