@@ -9,6 +9,7 @@ __all__ = [
     "MIN_TIME",
     "q_spread",
     "flow_velocity",
+    "TIME_LAWS",
     "times",
     "policy_target",
     "policy_loss",
@@ -29,6 +30,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from som.agent.actor_critic import (
@@ -63,6 +65,7 @@ class SOMConfig(ActorCriticConfig):
     sharpening: float = 4.0  # w_s: the score times 1 + w_s (1 - t)^2
     rescale: float | None = None  # w of (8): this length, not sharpened
     target: Literal["jvp", "semigroup", "lagrangian"] = "lagrangian"
+    time_law: Literal["uniform", "logit-normal", "ends"] = "uniform"  # r, t
     anchor_share: float = 0.25  # share of the batch with r = t
     prior_share: float = 0.5  # share of the batch that starts from the prior
     q_scale: Literal["state", "batch"] = "state"  # whose std divides Q
@@ -169,11 +172,19 @@ def flow_velocity(
 
 
 # %% The policy loss
+TIME_LAWS: dict[str, Callable] = {
+    "uniform": lambda x: x,
+    "logit-normal": lambda x: jax.nn.sigmoid(ndtri(x) - 0.4),
+    "ends": lambda x: jnp.sin(jnp.pi / 2 * x) ** 2,
+}
+"""What makes times of uniform numbers, by `time_law`."""
+
+
 def times(agent: "SOM", key, num: int):
-    """Uniform pairs r <= t, [B] each; r = t in the first anchor_share of
-    the batch, t = 1 in the last prior_share."""
+    """Pairs r <= t of the time law, [B] each; r = t in the first
+    anchor_share of the batch, t = 1 in the last prior_share."""
     row = (jnp.arange(num) + 0.5) / num
-    r, t = jax.random.uniform(key, (2, num))
+    r, t = TIME_LAWS[agent.config.time_law](jax.random.uniform(key, (2, num)))
     t = jnp.where(row > 1 - agent.config.prior_share, 1.0, t)
     r, t = jnp.minimum(r, t), jnp.maximum(r, t)
     return jnp.where(row < agent.config.anchor_share, t, r), t

@@ -72,6 +72,7 @@ from som.baselines.diffusion import (
     perturb,
     vp_schedule,
 )
+from som.studies.landscapes import Study, tally
 from som.theory.boltzmann import moon_gaussians
 from som.training.command_line import STUDIES
 from som.training.records import make_arms
@@ -814,3 +815,15 @@ STUDIES["timesteps"] = TimesStudy(
         for rule in rules
     }
 )
+
+
+# %% SOM's own times
+STUDIES["times"] = Study(
+    {
+        law: {
+            "algo": "som", "landscape": "eight-modes", "steps": 3000,
+            "time_law": law,
+        } for law in ("uniform", "logit-normal", "ends")
+    },
+    (tally,),
+)  # fmt: skip

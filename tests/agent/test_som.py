@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from examples import transitions
+from scipy import stats
 
 from som.agent.actor_critic import candidates, make_agent, q_value
 from som.agent.critic import Transition
@@ -77,6 +78,20 @@ def test_times_are_sorted_anchored_and_start_from_the_prior():
     assert not np.any((t == 1) & (r == t))
     with pytest.raises(ValueError, match=r"anchor_share 0.6 and prior_share 0.5"):
         replace(TINY, anchor_share=0.6, prior_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("law", "wanted"),
+    [
+        ("uniform", stats.uniform.cdf),
+        ("logit-normal", lambda x: stats.norm.cdf(np.log(x / (1 - x)), -0.4)),
+        ("ends", stats.beta(0.5, 0.5).cdf),
+    ],
+)
+def test_times_have_their_law(law, wanted):
+    changes = {"anchor_share": 0.0, "prior_share": 0.0, "time_law": law}
+    both = times(SOM(replace(TINY, **changes), 3, 2), jax.random.PRNGKey(0), 4000)
+    assert stats.kstest(np.ravel(both), wanted).pvalue > 0.01
 
 
 def test_rows_of_one_state_share_its_guesses():
