@@ -226,7 +226,7 @@ CHUNK = 500  # updates between two looks at the metrics
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def advance(agent, reward, noise, share, state, keys, updates: int):
+def advance(agent, reward, noise, share, state, keys, updates):
     """Updates of every seed, and the last metrics; one program for all."""
     axes = seed_axes(state)
 

@@ -6,9 +6,7 @@ from examples import NAMES, own
 
 from som import AGENTS, train
 
-SMALL = {
-    "width": 64, "depth": 2, "batch_size": 64, "num_particles": 4, "num_samples": 8,
-}  # fmt: skip
+SMALL = {"width": 64, "batch_size": 64, "num_particles": 4, "num_samples": 8}
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "lql"])
