@@ -227,7 +227,7 @@ CHUNK = 500  # updates between two looks at the metrics
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def advance(agent, reward, noise, share, state, keys, updates):
-    """Updates of every seed, and the last metrics; one program for all."""
+    """Updates of every seed, and the last metrics; any number of them."""
     axes = seed_axes(state)
 
     def one(state, key):
